@@ -1,0 +1,1 @@
+"""A hospital's side: from a folder of images to a release."""

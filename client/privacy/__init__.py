@@ -1,0 +1,1 @@
+"""Sampling, clipping, noise and the ledger: one file for one step of the proof."""

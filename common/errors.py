@@ -1,0 +1,67 @@
+"""Every error that a person can cause or mend, in one tree.
+
+    WardroundError            exit 1   something failed; the message says what and what to do
+    |- UsageError             exit 2   a wrong argument, file, key or value
+    |  |- JobError            exit 2   the job file
+    |  `- KitError            exit 2   a kit, key or certificate
+    |- DataError              exit 3   a folder, label file, catalog or collection
+    |- LinkError              exit 4   the other side can't be reached or does not accept this side
+    |- RefusedError           exit 5   the site's policy or ledger says no
+    |- UpdateError            exit 6   an update or a checkpoint that does not fit
+    `- RunError               exit 7   a run that failed or can't go on
+
+A message is one line: what is wrong, where, and what to do. Commands print it and exit with the class' code; a
+traceback means a defect of this project.
+"""
+
+from __future__ import annotations
+
+
+class WardroundError(Exception):
+    """Something failed. The message is one line for a person: what, where, and what to do."""
+
+    exit_code = 1
+
+
+class UsageError(WardroundError):
+    """A wrong argument, file, key or value."""
+
+    exit_code = 2
+
+
+class JobError(UsageError):
+    """A job file that can't be used."""
+
+
+class KitError(UsageError):
+    """A kit, key or certificate that can't be used."""
+
+
+class DataError(WardroundError):
+    """A folder, label file, catalog or collection that can't be used."""
+
+    exit_code = 3
+
+
+class LinkError(WardroundError):
+    """The other side can't be reached, or does not accept this side."""
+
+    exit_code = 4
+
+
+class RefusedError(WardroundError):
+    """The site's policy or ledger says no."""
+
+    exit_code = 5
+
+
+class UpdateError(WardroundError):
+    """An update or checkpoint whose names, shapes, dtypes or values do not fit."""
+
+    exit_code = 6
+
+
+class RunError(WardroundError):
+    """A run that failed or can't go on."""
+
+    exit_code = 7

@@ -1,0 +1,238 @@
+"""The job: what is to be trained, on what, by whom, how, and how private. TOML in, canonical JSON and a digest out.
+
+A job is data only. The same job has the same digest on every machine: the digest is the SHA-256 of its canonical JSON
+(every default written out, keys sorted, no spaces), so spelling out a default or moving a key changes nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from common.errors import JobError
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+class Section(BaseModel):
+    """A frozen table of a job that accepts no key it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class TaskSection(Section):
+    """What the model is to say about an image."""
+
+    kind: Name = Field("classification", description="the task, by name in the table of tasks")
+    labels: tuple[str, ...] = Field(
+        description="the label values, in the order of the model's outputs; two of them: binary, the second is positive"
+    )
+    multilabel: bool = Field(False, description="whether an image can have several labels at once (or none)")
+
+    @model_validator(mode="after")
+    def _labels_are_distinct(self) -> TaskSection:
+        if len(set(self.labels)) != len(self.labels) or any(not label.strip() for label in self.labels):
+            raise ValueError("labels must be different and not empty")
+        if len(self.labels) < (1 if self.multilabel else 2):
+            raise ValueError("labels needs at least two values (one with multilabel)")
+        return self
+
+
+class DataSection(Section):
+    """Which collection at each site, and the form in which the network sees it."""
+
+    collection: Name = Field(description="the collection's name at every site")
+    size: tuple[Annotated[int, Field(ge=8, le=4096)], ...] = Field(
+        (64, 64), min_length=2, max_length=3, description="input size in pixels: [rows, columns] or [slices, rows, columns]"
+    )
+    channels: Literal[1, 3] = Field(1, description="1 for grey, 3 for colour")
+    augment: Literal["none", "light"] = Field("none", description='"light": small shifts and, for images, flips')
+
+
+class NetworkSection(Section):
+    """The network, by name, and its parameters."""
+
+    name: Name = Field("small-cnn", description="the network, by name in the table of networks")
+    parameters: dict[str, int | float | str | bool] = Field(
+        default_factory=dict, description="the network's own parameters (width, dropout, ...)"
+    )
+
+
+class TrainingSection(Section):
+    """What a site does in a round."""
+
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description='"sgd" or "adamw"')
+    learning_rate: float = Field(0.05, gt=0, le=100, description="step size of the site's optimizer")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD (no effect on adamw)")
+    weight_decay: float = Field(0.0, ge=0, le=1, description="decoupled weight decay")
+    batch_size: int = Field(32, ge=1, le=65536, description="images a step (with DP: the expected number of units a step)")
+    local_epochs: float = Field(1.0, gt=0, le=1000, description="passes over the site's training data in a round")
+    mixed_precision: bool = Field(True, description="use mixed precision where there is a GPU (no effect on a CPU)")
+
+
+class AggregationSection(Section):
+    """How updates become the next global model, and when a round closes."""
+
+    strategy: Name = Field("fedavg", description="the strategy, by name in the table of strategies")
+    rounds: int = Field(10, ge=1, le=100_000, description="number of rounds")
+    proximal_mu: float = Field(0.0, ge=0, le=1e6, description="FedProx's mu: weight of the pull to the global model")
+    min_sites: int = Field(1, ge=1, description="quorum: fewest sites whose update a round needs")
+    min_share: float = Field(
+        0.0, ge=0, le=1, description="quorum: smallest share of all known training cases that a round's updates must cover"
+    )
+    deadline_seconds: float | None = Field(None, gt=0, description="close a round after this time (default: wait for all)")
+    criterion: Name = Field("auc", description="the validation metric by which the best model is kept")
+    max_failed_rounds: int = Field(3, ge=1, description="rounds in a row without quorum before the run stops as failed")
+
+
+class PrivacySection(Section):
+    """Differential privacy at each site."""
+
+    mechanism: Literal["none", "dp-sgd"] = Field("none", description='"dp-sgd" for differential privacy, "none" for no privacy')
+    unit: Literal["patient", "image"] = Field("patient", description="what is protected: a patient (all images) or one image")
+    epsilon: float = Field(8.0, gt=0, le=1000, description="the whole run's epsilon at each site, at most")
+    delta: float = Field(1e-5, gt=0, lt=0.1, description="the whole run's delta")
+    clip_norm: float = Field(1.0, gt=0, description="largest L2 norm of one unit's gradient")
+    max_images_per_patient: int = Field(16, ge=1, description="a patient's images used in one step, at most")
+    engine: Name = Field("auto", description='how clipped gradients are made: "plain" (any network), "hooks", or "auto"')
+    secure_noise: bool = Field(False, description="draw the noise from a cryptographic generator")
+    physical_batch: int = Field(64, ge=1, description="images in memory at once; no effect on the result")
+
+
+class Job(Section):
+    """One training, declared. See the sections for each key's meaning."""
+
+    name: Name = Field(description="the study's short name")
+    description: str = Field("", max_length=2000, description="what it is for, in a sentence or two")
+    sites: tuple[Name, ...] = Field(min_length=1, description="the sites that take part, by their names in the federation")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the initial model, batches and augmentation")
+    task: TaskSection
+    data: DataSection
+    network: NetworkSection = NetworkSection.model_construct()
+    training: TrainingSection = TrainingSection.model_construct()
+    aggregation: AggregationSection = AggregationSection.model_construct()
+    privacy: PrivacySection = PrivacySection.model_construct()
+
+    @model_validator(mode="after")
+    def _sites_fit_the_quorum(self) -> Job:
+        if len(set(self.sites)) != len(self.sites):
+            raise ValueError("sites names a site twice")
+        if self.aggregation.min_sites > len(self.sites):
+            raise ValueError(
+                f"aggregation.min_sites is {self.aggregation.min_sites}, but the job names only {len(self.sites)} sites"
+            )
+        return self
+
+    @property
+    def private(self) -> bool:
+        """Whether the sites train with differential privacy."""
+        return self.privacy.mechanism != "none"
+
+    def canonical_json(self) -> str:
+        """Return the job as canonical JSON: every default written out, keys sorted, no spaces, ASCII."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the canonical JSON, in lower-case hexadecimal."""
+        return hashlib.sha256(self.canonical_json().encode("ascii")).hexdigest()
+
+
+def read_job(path: Path) -> Job:
+    """Read a job from a TOML file.
+
+    Raises
+    ------
+    JobError
+        The file can't be read, is no TOML, or holds a wrong key, type or value. The message has one line for each
+        fault: file, line, key, what is expected there, and the nearest right key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise JobError(f"{path}: the job can't be read: {getattr(error, 'strerror', None) or error}") from error
+    return parse_job(text, source=str(path))
+
+
+def parse_job(text: str, source: str = "job") -> Job:
+    """Read a job from TOML text; `source` names it in messages. Raises JobError as `read_job` does."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise JobError(f"{source}: not valid TOML: {error}") from error
+    return _validated(table, source, text)
+
+
+def job_from_json(text: str, source: str = "job") -> Job:
+    """Read a job from its canonical JSON, as it came over the wire. Raises JobError."""
+    try:
+        table = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise JobError(f"{source}: not valid JSON: {error}") from error
+    return _validated(table, source, "")
+
+
+def _validated(table: Any, source: str, text: str) -> Job:
+    try:
+        return Job.model_validate(table)
+    except ValidationError as error:
+        lines = [f"{source}{_line_of(text, fault['loc'])}: {_explain(fault)}" for fault in error.errors()]
+        raise JobError("\n".join(lines)) from error
+
+
+def describe_keys() -> dict[str, str]:
+    """Return every key of a job by its dotted name with its one line of meaning."""
+    meanings: dict[str, str] = {}
+    for name, field in Job.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, Section):
+            for key, inner in section.model_fields.items():
+                meanings[f"{name}.{key}"] = inner.description or ""
+        else:
+            meanings[name] = field.description or ""
+    return meanings
+
+
+def _explain(fault: ErrorDetails) -> str:
+    """One fault as one line: the dotted key, what is wrong, the key's meaning, and for a wrong key the nearest one."""
+    parts = [part for part in fault["loc"] if isinstance(part, str)]
+    key = ".".join(parts) or "job"
+    meanings = describe_keys()
+    if fault["type"] == "extra_forbidden":
+        known = [*meanings, *Job.model_fields]
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or [
+            name for name in known if name.rsplit(".", 1)[-1] in difflib.get_close_matches(parts[-1], [
+                other.rsplit(".", 1)[-1] for other in known], n=1, cutoff=0.6)
+        ]
+        hint = f'; did you mean "{near[0]}" ({meanings.get(near[0], "a table")})?' if near else ""
+        return f'unknown key "{key}"{hint}'
+    if fault["type"] == "missing":
+        return f'"{key}" is missing: {meanings.get(key, "a table that every job needs")}'
+    meaning = f" ({meanings[key]})" if key in meanings else ""
+    given = "" if fault["type"] == "value_error" else f", got {fault['input']!r}"
+    problem = fault["msg"].removeprefix("Value error, ")
+    return f'"{key}": {problem[0].lower()}{problem[1:]}{given}{meaning}'
+
+
+def _line_of(text: str, location: tuple[int | str, ...]) -> str:
+    """`:LINE` of the key (or else its table's heading) in the TOML text, or nothing where it can't be told."""
+    parts = [part for part in location if isinstance(part, str)]
+    section, found = "", 0
+    for number, line in enumerate(text.splitlines(), start=1):
+        stripped = line.strip()
+        if stripped.startswith("["):
+            section = stripped.strip("[] ")
+            if parts[:1] == [section]:
+                found = number
+        elif "=" in stripped:
+            name = stripped.split("=", 1)[0].strip().strip('"')
+            if [*([section] if section else []), name] == parts[: 2 if section else 1]:
+                return f":{number}"
+    return f":{found}" if found else ""

@@ -1,0 +1,1 @@
+"""One file a strategy. `STRATEGIES` in `registry.py` is the table."""

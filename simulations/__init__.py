@@ -1,0 +1,1 @@
+"""Whole federations on one machine: the demo, phantoms, grids that need no network."""
