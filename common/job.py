@@ -50,7 +50,10 @@ class DataSection(Section):
 
     collection: Name = Field(description="the collection's name at every site")
     size: tuple[Annotated[int, Field(ge=8, le=4096)], ...] = Field(
-        (64, 64), min_length=2, max_length=3, description="input size in pixels: [rows, columns] or [slices, rows, columns]"
+        (64, 64),
+        min_length=2,
+        max_length=3,
+        description="input size in pixels: [rows, columns] or [slices, rows, columns]",
     )
     channels: Literal[1, 3] = Field(1, description="1 for grey, 3 for colour")
     augment: Literal["none", "light"] = Field("none", description='"light": small shifts and, for images, flips')
@@ -72,7 +75,9 @@ class TrainingSection(Section):
     learning_rate: float = Field(0.05, gt=0, le=100, description="step size of the site's optimizer")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD (no effect on adamw)")
     weight_decay: float = Field(0.0, ge=0, le=1, description="decoupled weight decay")
-    batch_size: int = Field(32, ge=1, le=65536, description="images a step (with DP: the expected number of units a step)")
+    batch_size: int = Field(
+        32, ge=1, le=65536, description="images a step (with DP: the expected number of units a step)"
+    )
     local_epochs: float = Field(1.0, gt=0, le=1000, description="passes over the site's training data in a round")
     mixed_precision: bool = Field(True, description="use mixed precision where there is a GPU (no effect on a CPU)")
 
@@ -85,9 +90,14 @@ class AggregationSection(Section):
     proximal_mu: float = Field(0.0, ge=0, le=1e6, description="FedProx's mu: weight of the pull to the global model")
     min_sites: int = Field(1, ge=1, description="quorum: fewest sites whose update a round needs")
     min_share: float = Field(
-        0.0, ge=0, le=1, description="quorum: smallest share of all known training cases that a round's updates must cover"
+        0.0,
+        ge=0,
+        le=1,
+        description="quorum: smallest share of all known training cases that a round's updates must cover",
     )
-    deadline_seconds: float | None = Field(None, gt=0, description="close a round after this time (default: wait for all)")
+    deadline_seconds: float | None = Field(
+        None, gt=0, description="close a round after this time (default: wait for all)"
+    )
     criterion: Name = Field("auc", description="the validation metric by which the best model is kept")
     max_failed_rounds: int = Field(3, ge=1, description="rounds in a row without quorum before the run stops as failed")
 
@@ -95,13 +105,19 @@ class AggregationSection(Section):
 class PrivacySection(Section):
     """Differential privacy at each site."""
 
-    mechanism: Literal["none", "dp-sgd"] = Field("none", description='"dp-sgd" for differential privacy, "none" for no privacy')
-    unit: Literal["patient", "image"] = Field("patient", description="what is protected: a patient (all images) or one image")
+    mechanism: Literal["none", "dp-sgd"] = Field(
+        "none", description='"dp-sgd" for differential privacy, "none" for no privacy'
+    )
+    unit: Literal["patient", "image"] = Field(
+        "patient", description="what is protected: a patient (all images) or one image"
+    )
     epsilon: float = Field(8.0, gt=0, le=1000, description="the whole run's epsilon at each site, at most")
     delta: float = Field(1e-5, gt=0, lt=0.1, description="the whole run's delta")
     clip_norm: float = Field(1.0, gt=0, description="largest L2 norm of one unit's gradient")
     max_images_per_patient: int = Field(16, ge=1, description="a patient's images used in one step, at most")
-    engine: Name = Field("auto", description='how clipped gradients are made: "plain" (any network), "hooks", or "auto"')
+    engine: Name = Field(
+        "auto", description='how clipped gradients are made: "plain" (any network), "hooks", or "auto"'
+    )
     secure_noise: bool = Field(False, description="draw the noise from a cryptographic generator")
     physical_batch: int = Field(64, ge=1, description="images in memory at once; no effect on the result")
 
@@ -111,7 +127,9 @@ class Job(Section):
 
     name: Name = Field(description="the study's short name")
     description: str = Field("", max_length=2000, description="what it is for, in a sentence or two")
-    sites: tuple[Name, ...] = Field(min_length=1, description="the sites that take part, by their names in the federation")
+    sites: tuple[Name, ...] = Field(
+        min_length=1, description="the sites that take part, by their names in the federation"
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the initial model, batches and augmentation")
     task: TaskSection
     data: DataSection
@@ -208,8 +226,10 @@ def _explain(fault: ErrorDetails) -> str:
     if fault["type"] == "extra_forbidden":
         known = [*meanings, *Job.model_fields]
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or [
-            name for name in known if name.rsplit(".", 1)[-1] in difflib.get_close_matches(parts[-1], [
-                other.rsplit(".", 1)[-1] for other in known], n=1, cutoff=0.6)
+            name
+            for name in known
+            if name.rsplit(".", 1)[-1]
+            in difflib.get_close_matches(parts[-1], [other.rsplit(".", 1)[-1] for other in known], n=1, cutoff=0.6)
         ]
         hint = f'; did you mean "{near[0]}" ({meanings.get(near[0], "a table")})?' if near else ""
         return f'unknown key "{key}"{hint}'

@@ -91,7 +91,7 @@ class Answer:
 
 def encode_tensors(tensors: Mapping[str, np.ndarray]) -> ArrayRecord:
     """Encode tensors, in their order."""
-    return ArrayRecord({name: Array(np.ascontiguousarray(tensor)) for name, tensor in tensors.items()})
+    return ArrayRecord({name: Array(np.asarray(tensor, order="C")) for name, tensor in tensors.items()})
 
 
 def decode_tensors(record: ArrayRecord, where: str) -> Tensors:
@@ -99,7 +99,9 @@ def decode_tensors(record: ArrayRecord, where: str) -> Tensors:
     tensors: Tensors = {}
     for name, array in record.items():
         if array.stype != "numpy.ndarray":
-            raise UpdateError(f'{where}: tensor "{name}" is serialised as "{array.stype}"; only numpy.ndarray is accepted')
+            raise UpdateError(
+                f'{where}: tensor "{name}" is serialised as "{array.stype}"; only numpy.ndarray is accepted'
+            )
         try:
             tensor = array.numpy()
         except (ValueError, EOFError, OSError) as error:
@@ -112,13 +114,15 @@ def decode_tensors(record: ArrayRecord, where: str) -> Tensors:
 
 def encode_request(request: Request) -> RecordDict:
     """Encode a request as a message's content."""
-    return RecordDict({
-        MODEL: encode_tensors(request.model),
-        JOB: ConfigRecord({"json": request.job.canonical_json(), "digest": request.job.digest}),
-        ROUND: ConfigRecord({
-            "kind": request.kind, "run": request.run, "number": request.number, "split": request.split
-        }),
-    })
+    return RecordDict(
+        {
+            MODEL: encode_tensors(request.model),
+            JOB: ConfigRecord({"json": request.job.canonical_json(), "digest": request.job.digest}),
+            ROUND: ConfigRecord(
+                {"kind": request.kind, "run": request.run, "number": request.number, "split": request.split}
+            ),
+        }
+    )
 
 
 def decode_request(content: RecordDict) -> Request:
@@ -151,17 +155,21 @@ def encode_answer(answer: Answer) -> RecordDict:
     unlisted = sorted(set(answer.metrics) - set(METRIC_FIELDS))
     if unlisted:
         raise UpdateError(f"metrics not on the allow-list of releases: {', '.join(unlisted)}")
-    content = RecordDict({
-        METRICS: MetricRecord({name: float(value) for name, value in answer.metrics.items()}),
-        REPORT: ConfigRecord({
-            "site": answer.site,
-            "job": answer.job_digest,
-            "number": answer.number,
-            "status": answer.status,
-            "reason": answer.reason[:MAX_TEXT],
-            "examples": answer.examples,
-        }),
-    })
+    content = RecordDict(
+        {
+            METRICS: MetricRecord({name: float(value) for name, value in answer.metrics.items()}),
+            REPORT: ConfigRecord(
+                {
+                    "site": answer.site,
+                    "job": answer.job_digest,
+                    "number": answer.number,
+                    "status": answer.status,
+                    "reason": answer.reason[:MAX_TEXT],
+                    "examples": answer.examples,
+                }
+            ),
+        }
+    )
     if answer.tensors is not None:
         content[UPDATE] = encode_tensors(answer.tensors)
     return content
@@ -209,8 +217,11 @@ def check_tensors(tensors: Mapping[str, np.ndarray], like: Mapping[str, np.ndarr
     """
     missing, extra = sorted(set(like) - set(tensors)), sorted(set(tensors) - set(like))
     if missing or extra:
-        parts = [f"{word} {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}" for word, names in
-                 (("lacks", missing), ("has unknown", extra)) if names]
+        parts = [
+            f"{word} {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
+            for word, names in (("lacks", missing), ("has unknown", extra))
+            if names
+        ]
         raise UpdateError(f"{where}: {' and '.join(parts)}: it is of another architecture")
     for name, expected in like.items():
         tensor = tensors[name]

@@ -1,0 +1,209 @@
+"""`wardround site ...`: a hospital's side. A thin skin: each command does what one function of the library does."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from common.kit import find_kit
+
+app = typer.Typer(no_args_is_help=True, help="A hospital's side: enrol, import images, check, start.")
+
+KitOption = Annotated[
+    Path | None, typer.Option("--kit", help="The site's kit folder (default: $WARDROUND_KIT, else the current folder).")
+]
+KitArgument = Annotated[
+    Path | None, typer.Argument(help="The site's kit folder (default: $WARDROUND_KIT, else the current folder).")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+@app.command()
+def enrol(
+    kit: KitArgument = None,
+    certificate: Annotated[
+        Path | None, typer.Option(help="The certificate that the coordinator sent back: install it.")
+    ] = None,
+) -> None:
+    """Make this site's private key here and a request for a certificate; later, install the certificate.
+
+    Example: wardround site enrol kits/sites/north
+             wardround site enrol kits/sites/north --certificate north.crt
+    """
+    from certs.enrol import accept
+    from certs.enrol import enrol as make_request
+
+    from client.policy import DEFAULT_POLICY, FILE_NAME
+    from common.files import write_atomically
+
+    found = find_kit(kit, "site")
+    if certificate is not None:
+        accept(found, certificate)
+        typer.echo(f"{found.name}: certificate installed. Next: wardround site check --kit {found.folder}")
+        return
+    request = make_request(found)
+    policy = found.folder / FILE_NAME
+    if not policy.exists():
+        write_atomically(policy, DEFAULT_POLICY.encode())
+    typer.echo(f"{found.name}: private key made; it never leaves {found.folder}")
+    typer.echo(f"Send {request} to the coordinator. It answers with a certificate: then run this with --certificate.")
+    typer.echo(f"What jobs may do here stands in {policy}: read it, and name the collections you allow.")
+
+
+@app.command("import")
+def import_(
+    folder: Annotated[Path, typer.Argument(help="A folder of DICOM, NIfTI, PNG or JPEG files, read recursively.")],
+    collection: Annotated[str, typer.Option(help="The collection's name, as jobs will call it.")],
+    labels: Annotated[
+        Path | None, typer.Option(help="CSV with a patient, study or file column and a label column.")
+    ] = None,
+    allow_identified: Annotated[
+        bool, typer.Option(help="Index files whose headers identify the patient (only pseudonyms are kept).")
+    ] = False,
+    allow_burned_in: Annotated[
+        bool, typer.Option(help="Index files that say that annotation is burned into the pixels.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the split by patient. Keep it for a collection's life.")] = 0,
+    kit: KitOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Index a folder of images under pseudonyms. Nothing is copied, nothing leaves; importing again is safe.
+
+    Example: wardround site import --collection chest-xray /data/chest --labels labels.csv
+    """
+    from client.intake.importer import ImportOptions, import_folder
+
+    found = find_kit(kit, "site")
+    options = ImportOptions(allow_identified=allow_identified, allow_burned_in=allow_burned_in, seed=seed)
+    report = import_folder(found.folder, collection, folder, labels, options=options, progress=None)
+    typer.echo(report.to_json() if as_json else "\n".join(report.lines()))
+
+
+@app.command()
+def start(
+    kit: KitArgument = None,
+    device: Annotated[str, typer.Option(help='Where to train: "auto", "cpu" or "cuda".')] = "auto",
+) -> None:
+    """Run the site: connect to the coordinator, answer its jobs within the policy, reconnect for ever.
+
+    Example: wardround site start kits/sites/north
+    """
+    from rich.logging import RichHandler
+
+    found = find_kit(kit, "site")
+    console = Console(stderr=True)
+    import logging
+
+    logging.basicConfig(
+        level=logging.WARNING, handlers=[RichHandler(console=console, show_path=False)], format="%(message)s"
+    )
+    logging.getLogger("wardround").setLevel(logging.INFO)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    from client.service import serve
+
+    serve(found, device, stop)
+
+
+@app.command()
+def check(kit: KitOption = None, as_json: JsonOption = False) -> None:
+    """Preflight: coordinator, clock, certificate, key, policy, GPU, shared memory, disk, data. Exit 1 if one fails.
+
+    Example: wardround site check --kit kits/sites/north
+    """
+    from client.preflight import preflight
+
+    findings = preflight(find_kit(kit, "site"))
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            mark = "[green]ok  [/green]" if finding.ok else "[red]FAIL[/red]"
+            Console().print(f"{mark} [bold]{finding.what}[/bold]: {finding.detail}", highlight=False, soft_wrap=True)
+            if finding.remedy:
+                Console().print(f"     -> {finding.remedy}", highlight=False, soft_wrap=True)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def baseline(
+    job: Annotated[Path, typer.Argument(help="The job's TOML file.")],
+    kit: KitOption = None,
+    device: Annotated[str, typer.Option(help='Where to train: "auto", "cpu" or "cuda".')] = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Train the job's network on this site's own data alone, for comparison. Nothing leaves the site.
+
+    Example: wardround site baseline job.toml
+    """
+    from client.baseline import train_alone
+    from client.site import Site
+    from common.job import read_job
+
+    result = train_alone(Site.open(find_kit(kit, "site").folder, device), read_job(job))
+    if as_json:
+        typer.echo(json.dumps(result.metrics | {"rounds": result.rounds}))
+        return
+    table = Table("metric on the test split", "value")
+    for name, value in result.metrics.items():
+        table.add_row(name.removeprefix("eval."), f"{value:.4g}")
+    Console().print(table)
+
+
+@app.command()
+def show(kit: KitOption = None, as_json: JsonOption = False) -> None:
+    """Show what is indexed here, by collection: images and patients by split and label.
+
+    Example: wardround site show --json
+    """
+    from client.catalog import Catalog
+    from client.site import CATALOG_FILE
+
+    catalog = Catalog(find_kit(kit, "site").folder / CATALOG_FILE)
+    summaries = {name: catalog.summary(name) for name in catalog.collections()}
+    if as_json:
+        typer.echo(json.dumps({name: dataclasses.asdict(summary) for name, summary in summaries.items()}, indent=2))
+        return
+    if not summaries:
+        typer.echo("Nothing is indexed yet: wardround site import --collection NAME FOLDER")
+    for name, summary in summaries.items():
+        Console().print(name, summary)
+
+
+@app.command()
+def releases(kit: KitOption = None, as_json: JsonOption = False) -> None:
+    """List every message that left this site: when, for which run, which fields, bytes, SHA-256, epsilon so far.
+
+    Example: wardround site releases --json
+    """
+    from client.releases import read
+
+    found = read(find_kit(kit, "site").folder)
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(release) for release in found], indent=2))
+        return
+    table = Table("when (UTC)", "run", "round", "kind", "status", "fields", "bytes", "epsilon", "sha256")
+    for release in found:
+        epsilon = "" if release.epsilon is None else f"{release.epsilon:.3f}"
+        table.add_row(
+            release.at[:19],
+            release.run,
+            str(release.round),
+            release.kind,
+            release.status,
+            str(len(release.fields)),
+            f"{release.bytes:,}",
+            epsilon,
+            release.sha256[:12],
+        )
+    Console().print(table)

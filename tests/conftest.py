@@ -1,0 +1,19 @@
+"""What every test may use: where the real data is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real medical data, or a skip that says how to provide it."""
+    folder = Path(os.environ.get("WARDROUND_DATA", PROJECT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("the real test data is absent: set WARDROUND_DATA to its folder")
+    return folder
