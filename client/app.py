@@ -17,8 +17,12 @@ from flwr.clientapp import ClientApp
 from client.releases import describe, record
 from client.site import Site
 from common.errors import KitError, WardroundError
+from common.install import refuse_mixed_install
 from common.kit import ENVIRONMENT_VARIABLE
 from common.update import UPDATE, Answer, Request, decode_request, encode_answer
+
+
+refuse_mixed_install(__file__)
 
 
 def answer(message: Message, site: Site) -> Message:
