@@ -19,6 +19,7 @@ COMMANDS = {
     "demo": ("simulations.cli:demo", "Train a whole federation of hospitals on this machine, to see how it works."),
     "kits": ("certs.cli:app", "Create a federation's authority and startup kits; admit, renew and revoke sites."),
     "coordinator": ("server.cli:coordinator", "Start the coordinator of a federation."),
+    "job": ("common.job_cli:app", "Check a job file, or list the keys that a job may have."),
     "run": ("server.cli:run", "Run a job across the sites it names, or resume a run."),
     "runs": ("server.cli:runs", "List runs, or show one."),
     "sites": ("server.cli:sites", "List the federation's sites and whether they are here."),

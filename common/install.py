@@ -16,6 +16,6 @@ def refuse_mixed_install(module_file: str) -> None:
     mine, theirs = Path(__file__).resolve().parent.parent, Path(module_file).resolve().parent.parent
     if mine != theirs:
         raise UsageError(
-            f"two installs of Ward Round are mixed: common is from {mine}, {Path(module_file).parent.name} from {theirs}; "
+            f"two installs of Ward Round are mixed: common from {mine}, {Path(module_file).parent.name} from {theirs}; "
             "uninstall one of them"
         )

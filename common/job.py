@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from common.errors import JobError
@@ -133,10 +134,10 @@ class Job(Section):
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the initial model, batches and augmentation")
     task: TaskSection
     data: DataSection
-    network: NetworkSection = NetworkSection.model_construct()
-    training: TrainingSection = TrainingSection.model_construct()
-    aggregation: AggregationSection = AggregationSection.model_construct()
-    privacy: PrivacySection = PrivacySection.model_construct()
+    network: NetworkSection = NetworkSection()
+    training: TrainingSection = TrainingSection()
+    aggregation: AggregationSection = AggregationSection()
+    privacy: PrivacySection = PrivacySection()
 
     @model_validator(mode="after")
     def _sites_fit_the_quorum(self) -> Job:
@@ -205,17 +206,30 @@ def _validated(table: Any, source: str, text: str) -> Job:
         raise JobError("\n".join(lines)) from error
 
 
-def describe_keys() -> dict[str, str]:
-    """Return every key of a job by its dotted name with its one line of meaning."""
-    meanings: dict[str, str] = {}
+def key_table() -> list[tuple[str, str, str]]:
+    """Return every key of a job by its dotted name, with its default as JSON ("" if it has none) and its meaning."""
+    rows = []
     for name, field in Job.model_fields.items():
         section = field.annotation
         if isinstance(section, type) and issubclass(section, Section):
-            for key, inner in section.model_fields.items():
-                meanings[f"{name}.{key}"] = inner.description or ""
+            rows += [
+                (f"{name}.{key}", _default(inner), inner.description or "")
+                for key, inner in section.model_fields.items()
+            ]
         else:
-            meanings[name] = field.description or ""
-    return meanings
+            rows.append((name, _default(field), field.description or ""))
+    return rows
+
+
+def describe_keys() -> dict[str, str]:
+    """Return every key of a job by its dotted name with its one line of meaning."""
+    return {key: meaning for key, _, meaning in key_table()}
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return ""
+    return json.dumps(field.get_default(call_default_factory=True))
 
 
 def _explain(fault: ErrorDetails) -> str:

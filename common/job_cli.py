@@ -1,0 +1,51 @@
+"""`wardround job ...`: check a job before anybody is asked to run it, and look its keys up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from common.job import key_table, read_job
+
+app = typer.Typer(no_args_is_help=True, help="Check a job file, or list the keys that a job may have.")
+
+
+@app.command()
+def check(
+    job: Annotated[Path, typer.Argument(help="The job's TOML file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole job as canonical JSON.")] = False,
+) -> None:
+    """Read a job as the coordinator and the sites will, and print its digest.
+
+    Example: wardround job check job.toml
+    """
+    found = read_job(job)
+    if as_json:
+        typer.echo(json.dumps({"digest": found.digest, "job": json.loads(found.canonical_json())}))
+        return
+    typer.echo(f"{job}: ok. {found.name}: {found.aggregation.rounds} rounds at {', '.join(found.sites)}")
+    typer.echo(f"digest {found.digest}")
+
+
+@app.command()
+def keys(
+    markdown: Annotated[bool, typer.Option(help="Print a Markdown table.")] = False,
+) -> None:
+    """List every key of a job with its default and its meaning.
+
+    Example: wardround job keys
+    """
+    if markdown:
+        typer.echo("| key | default | meaning |\n|---|---|---|")
+        for key, default, meaning in key_table():
+            typer.echo(f"| `{key}` | {default and f'`{default}`'} | {meaning} |")
+        return
+    table = Table("key", "default", "meaning")
+    for row in key_table():
+        table.add_row(*row)
+    Console().print(table, markup=False)
