@@ -1,0 +1,73 @@
+"""What the steward should know of an import besides what was refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from client.catalog import FileRecord, Summary
+from client.intake.labels import Labels
+
+OFTEN_ANNOTATED = frozenset({"US", "ES", "XC", "SC", "OT", "GM", "OP"})
+"""Modalities whose pixels often carry text: ultrasound, endoscopy, photographs, secondary captures."""
+
+
+def findings(
+    records: Sequence[FileRecord], summary: Summary | None, labels: Labels | None, *, closed_folders: int = 0
+) -> tuple[str, ...]:
+    """Return one line for each finding; nothing when all is well."""
+    taken = [record for record in records if not record.reason]
+    lines = [*_of_files(taken), *_of_labels(labels, taken)]
+    if summary is not None:
+        lines += _of_collection(summary)
+    if closed_folders:
+        lines.append(f"can't be read: {_count(closed_folders, 'folder')}: what was known of the files there stays")
+    return tuple(lines)
+
+
+def _of_files(taken: Sequence[FileRecord]) -> list[str]:
+    lines = []
+    if identified := sum(bool(record.identifiers) for record in taken):
+        lines.append(f"taken although a person is identified, as allowed: {_count(identified, 'file')}")
+    if burned := sum(bool(record.burned_in) for record in taken):
+        lines.append(f"taken although text in the pixels is declared, as allowed: {_count(burned, 'file')}")
+    silent = sum(
+        record.format == "dicom" and record.burned_in is None and record.modality in OFTEN_ANNOTATED for record in taken
+    )
+    if silent:
+        lines.append(f"of a modality often annotated, and silent on text in the pixels: {_count(silent, 'file')}: look")
+    if nameless := sum(record.format == "dicom" and not record.own_patient for record in taken):
+        lines.append(f"without a Patient ID: {_count(nameless, 'file')}: each of their studies counts as a patient")
+    return lines
+
+
+def _of_labels(labels: Labels | None, taken: Sequence[FileRecord]) -> list[str]:
+    lines = []
+    if labels is not None and (unused := len(labels.rows) - len(labels.used)):
+        lines.append(f"rows of the label file that match no readable image: {unused}")
+    plain = [record for record in taken if record.format != "dicom"]
+    if plain and len({record.patient for record in plain}) == len(plain) > 1:
+        lines.append(
+            "every PNG, JPEG or NIfTI file counts as a patient: if several are of one person, say so by a patient "
+            "column in the label file, or by a folder for each patient"
+        )
+    return lines
+
+
+def _of_collection(summary: Summary) -> list[str]:
+    lines = []
+    values = summary.labels
+    labelled = sum(values.values())
+    if not labelled:
+        lines.append("no labels: a classification needs a label file")
+    elif labelled < summary.images:
+        lines.append(f"without a label: {_count(summary.images - labelled, 'image')}: import their folder with labels")
+    if len(values) == 1:
+        lines.append(f'one class only ("{next(iter(values)) or "none"}"): a training on it is refused')
+    elif len(values) > 1 and len(summary.splits["train"].labels) == 1:
+        lines.append("the training split has one class only: a training on it is refused")
+    lines += [f"the {name} split is empty" for name, split in summary.splits.items() if split.images == 0]
+    return lines
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

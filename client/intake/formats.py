@@ -1,0 +1,41 @@
+"""The table of formats. A format is one file of this package and one entry here."""
+
+from __future__ import annotations
+
+from client.intake import dicom, nifti, raster, series
+from client.intake.image import FileRefusedError, Format
+
+FORMATS = (
+    Format("dicom", dicom.matches, dicom.inspect, dicom.frames, series.volume),
+    Format("raster", raster.matches, raster.inspect, raster.frames),
+    Format("nifti", nifti.matches, nifti.inspect, nifti.frames, nifti.volume),
+)
+PROBE = 1
+"""Raised whenever reading a file yields other facts or pixels: files are then read, and caches made, anew."""
+HEAD_BYTES = 1024
+"""So many first bytes tell the format; a file's name does not."""
+_KNOWN_OTHERS = {
+    b"PK\x03\x04": "an archive or office file: unpack it first",
+    b"\x1f\x8b": "a compressed file that is no NIfTI: unpack it first",
+    b"II*\0": "TIFF (slides too) is not read",
+    b"MM\0*": "TIFF (slides too) is not read",
+    b"%PDF": "a PDF document",
+}
+
+
+def format_named(name: str) -> Format:
+    """Return the entry of the table."""
+    return next(entry for entry in FORMATS if entry.name == name)
+
+
+def identify(head: bytes) -> Format:
+    """Return the format of a file from its first bytes. Raises FileRefusedError when it is none of the table."""
+    if not head:
+        raise FileRefusedError("an empty file")
+    for entry in FORMATS:
+        if entry.matches(head):
+            return entry
+    for start, reason in _KNOWN_OTHERS.items():
+        if head.startswith(start):
+            raise FileRefusedError(f"not an image that is read here: {reason}")
+    raise FileRefusedError("not an image that is read here: neither DICOM, PNG, JPEG nor NIfTI")

@@ -1,0 +1,275 @@
+"""A folder becomes part of a collection: every file is indexed, or refused with its reason, in one transaction.
+
+An import has two steps. *Reading* makes a record of every file that is new or changed (by size and time, then SHA-256):
+slow, and kept. *Deciding* follows from all records, the labels and the options: quick, and done anew each time. So a
+second import of an unchanged folder opens no file, and new labels or options take effect without reading again.
+"""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from client.catalog import Catalog, FileRecord, Settings, Summary
+from client.intake.decisions import Rules, decide
+from client.intake.findings import findings
+from client.intake.folder import FoundFile, Listing, list_folder
+from client.intake.formats import HEAD_BYTES, PROBE, identify
+from client.intake.identity import Pseudonyms, open_pseudonyms
+from client.intake.image import FileRefusedError
+from client.intake.labels import Labels, file_key, read_labels
+from client.intake.options import DEFAULT_FRACTIONS, DEFAULT_SEED, ImportOptions
+from client.intake.report import Flag, ImportReport, Refusal, write_report
+from common.errors import DataError, UsageError
+from common.files import sha256_file
+
+CATALOG = "catalog.sqlite"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+Progress = Callable[[int, int], None]
+
+
+def import_folder(
+    kit_folder: Path,
+    collection: str,
+    folder: Path,
+    labels: Path | None = None,
+    *,
+    options: ImportOptions | None = None,
+    progress: Progress | None = None,
+) -> ImportReport:
+    """Import `folder` and all below it into `collection`, and return the report (also written under reports/).
+
+    The collection then holds, of this folder, exactly what the report says; of other folders, what it held. Without
+    `labels`, files that are already in keep theirs. `progress` is called with (files done, files in all).
+
+    Guarantees: all or nothing. Whatever stops it, the catalog is as it was before.
+
+    Raises
+    ------
+    UsageError
+        The collection's name or an option is wrong.
+    DataError
+        The folder, label file or catalog can't be used, no label matches, or another import is under way.
+    """
+    if not _NAME.fullmatch(collection):
+        raise UsageError(f'"{collection}" is no name for a collection: letters, digits, ".", "_" and "-", at most 64')
+    with _alone(kit_folder):
+        intake = _prepare(kit_folder, collection, folder, labels, options or ImportOptions())
+        records = intake.decided(intake.read(progress))
+        return intake.commit(records)
+
+
+@dataclass(frozen=True)
+class _Intake:
+    """One import under way: what it reads from, and what was known before."""
+
+    kit_folder: Path
+    collection: str
+    folder: Path
+    catalog: Catalog
+    settings: Settings
+    rules: Rules
+    listing: Listing
+    before: dict[str, FileRecord]
+    elsewhere: list[FileRecord]
+    started: float
+
+    @property
+    def root(self) -> str:
+        return os.path.realpath(self.folder)
+
+    def read(self, progress: Progress | None) -> list[FileRecord]:
+        """Return a record of every file, from the catalog where the file has not changed; not decided yet."""
+        records = []
+        for done, found in enumerate(self.listing.files, start=1):
+            records.append(_record(self.root, found, self.before.get(found.path), self.rules.pseudonyms))
+            if progress is not None:
+                progress(done, len(self.listing.files))
+        return records
+
+    def decided(self, records: Sequence[FileRecord]) -> list[FileRecord]:
+        """Return the records decided, with those kept that stand under a folder which can't be listed now."""
+        labels = self.rules.labels
+        closed = tuple(f"{path}/" for path in self.listing.closed)
+        kept = [record for path, record in self.before.items() if path.startswith(closed)] if closed else []
+        result = decide(records, self.before, [*self.elsewhere, *kept], self.rules)
+        images = sum(not record.unreadable for record in records)
+        if labels is not None and images and not labels.used:
+            raise labels.no_match(images)
+        return sorted([*result, *kept], key=lambda record: record.path)
+
+    def commit(self, records: list[FileRecord]) -> ImportReport:
+        """Write records and report, both or neither, and return the report."""
+        if records == sorted(self.before.values(), key=lambda record: record.path):
+            known = self.collection in self.catalog.collections()
+            report = self._report(records, self.catalog.summary(self.collection) if known else None)
+            write_report(self.kit_folder, report)
+            return report
+        written: tuple[Path, ...] = ()
+        splits = self._splits(records)
+        try:
+            with self.catalog.replacing(self.collection, self.root, self.settings, records, splits) as summary:
+                report = self._report(records, summary)
+                written = write_report(self.kit_folder, report)
+        except BaseException:
+            for path in written:
+                path.unlink(missing_ok=True)
+            raise
+        return report
+
+    def _splits(self, records: list[FileRecord]) -> dict[str, str]:
+        patients = {record.patient for record in records if not record.reason}
+        seed, fractions = self.settings.seed, self.settings.fractions
+        return {patient: self.rules.pseudonyms.split(patient, seed, fractions) for patient in sorted(patients)}
+
+    def _report(self, records: list[FileRecord], summary: Summary | None) -> ImportReport:
+        now = {record.path: record for record in records}
+        found = [now[file.path] for file in self.listing.files]
+        taken = [record for record in found if not record.reason]
+        same = sum(_same(record, self.before.get(record.path)) for record in taken)
+        gone = [path for path, record in self.before.items() if not record.reason]
+        summary = summary if summary is not None and summary.images else None
+        refused = [Refusal(record.path, record.reason) for record in found if record.reason]
+        refused += [Refusal(*item) for item in self.listing.refused]
+        flags = [Flag(record.path, _flags(record)) for record in found if not record.unreadable and _flags(record)]
+        return ImportReport(
+            collection=self.collection,
+            folder=str(self.folder),
+            at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            seconds=round(time.monotonic() - self.started, 3),
+            indexed=len(taken) - same,
+            unchanged=same,
+            removed=sum(path not in now or bool(now[path].reason) for path in gone),
+            refused=tuple(sorted(refused)),
+            flags=tuple(flags),
+            warnings=findings(found, summary, self.rules.labels, closed_folders=len(self.listing.closed)),
+            summary=summary,
+        )
+
+
+def _prepare(
+    kit_folder: Path, collection: str, folder: Path, labels: Path | None, options: ImportOptions
+) -> _Intake:
+    started = time.monotonic()
+    catalog = Catalog(kit_folder / CATALOG)
+    catalog.check()
+    listing = list_folder(folder)
+    if not listing.files and not listing.refused:
+        raise DataError(f"{folder}: the folder has no file: is it the right one, and is it mounted?")
+    pseudonyms = open_pseudonyms(kit_folder)
+    settings = _settings(catalog, collection, options, pseudonyms)
+    known, root = catalog.records(collection), os.path.realpath(folder)
+    table = None if labels is None else _labels(labels, options, pseudonyms, listing)
+    inside = "" if labels is None else os.path.relpath(os.path.realpath(labels), root)
+    labelled = any(record.label is not None for record in known)
+    return _Intake(
+        kit_folder, collection, folder, catalog, settings,
+        Rules(options, pseudonyms, table, inside, labelled),
+        listing,
+        {record.path: record for record in known if record.root == root},
+        [record for record in known if record.root != root],
+        started,
+    )  # fmt: skip
+
+
+def _settings(catalog: Catalog, collection: str, options: ImportOptions, pseudonyms: Pseudonyms) -> Settings:
+    """The collection's settings: those it has once it has patients, else the options'."""
+    if catalog.secret() not in (None, pseudonyms.fingerprint):
+        raise DataError(
+            f"{catalog.path}: the catalog was made with another pseudonym.key: restore that one from a backup, "
+            "or move the catalog away and import the folders again"
+        )
+    has = catalog.settings(collection)
+    if has is None or not catalog.splits(collection):
+        seed = DEFAULT_SEED if options.seed is None else options.seed
+        return Settings(seed, options.fractions or DEFAULT_FRACTIONS, pseudonyms.fingerprint)
+    if (options.seed is not None and options.seed != has.seed) or (options.fractions not in (None, has.fractions)):
+        parts = ", ".join(f"{part:g}" for part in has.fractions)
+        raise UsageError(
+            f'the collection "{collection}" was split with seed {has.seed} and fractions {parts}, and splits never '
+            "change: leave these options out, or import into a new collection"
+        )
+    return has
+
+
+def _labels(path: Path, options: ImportOptions, pseudonyms: Pseudonyms, listing: Listing) -> Labels:
+    labels = read_labels(path, pseudonyms, key_column=options.key_column, label_column=options.label_column)
+    labels.names.update(Counter(PurePosixPath(file_key(found.path)).name for found in listing.files))
+    return labels
+
+
+def _record(root: str, found: FoundFile, before: FileRecord | None, pseudonyms: Pseudonyms) -> FileRecord:
+    """What is known of a file: from before when its size and time are the same, or else its content is."""
+    if before is not None and before.probe == PROBE and before.size == found.size:
+        if before.mtime_ns == found.mtime_ns:
+            return before
+        if before.sha256 and _sha256(root, found) == before.sha256:
+            return replace(before, mtime_ns=found.mtime_ns)
+    return _read(FileRecord(root, found.path, found.size, found.mtime_ns), pseudonyms)
+
+
+def _read(record: FileRecord, pseudonyms: Pseudonyms) -> FileRecord:
+    """Read a file, pixels included, and return its record; whatever is wrong with it becomes the reason."""
+    path = Path(record.root) / record.path
+    try:
+        with path.open("rb") as file:
+            kind = identify(file.read(HEAD_BYTES))
+        record = replace(record, format=kind.name, probe=PROBE, sha256=sha256_file(path))
+        facts = kind.inspect(path)
+    except FileRefusedError as error:
+        return replace(record, probe=PROBE, unreadable=str(error))
+    except OSError as error:  # may be mended without changing the file: it is read again the next time
+        return replace(record, probe=0, unreadable=f"can't be read: {error.strerror}")
+
+    def pseudonym(kind: str, identity: str) -> str:
+        return pseudonyms.of(kind, identity) if identity else ""
+
+    return replace(
+        record, modality=facts.modality, frames=facts.frames,
+        rows=facts.rows, columns=facts.columns, channels=facts.channels,
+        own_patient=pseudonym("patient", facts.patient), study=pseudonym("study", facts.study),
+        series=pseudonym("series", facts.series), instance=pseudonym("instance", facts.instance),
+        identifiers=facts.identifiers, burned_in=facts.burned_in,
+    )  # fmt: skip
+
+
+def _sha256(root: str, found: FoundFile) -> str:
+    try:
+        return sha256_file(Path(root) / found.path)
+    except OSError:
+        return ""  # it is read anew, and the reason comes from there
+
+
+def _same(record: FileRecord, before: FileRecord | None) -> bool:
+    """Whether a file was indexed before just as it is now."""
+    return before is not None and not before.reason and replace(record, mtime_ns=before.mtime_ns) == before
+
+
+def _flags(record: FileRecord) -> tuple[str, ...]:
+    return (*record.identifiers, *(("BurnedInAnnotation",) if record.burned_in else ()))
+
+
+@contextmanager
+def _alone(kit_folder: Path) -> Iterator[None]:
+    """Hold the kit's lock for imports. Raises DataError when another import holds it."""
+    path = kit_folder / ".import.lock"
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise DataError(f"{kit_folder}: the kit's folder can't be written: {error.strerror}") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise DataError(f"{kit_folder}: another import into this kit is under way: wait for it to end") from error
+    finally:
+        os.close(handle)

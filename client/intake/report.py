@@ -1,0 +1,137 @@
+"""What an import did, for the steward: one screen of text, and JSON with every file."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from client.catalog import Summary
+from client.intake.folder import shown
+from common.errors import DataError
+from common.files import write_atomically
+
+REPORTS = "reports"
+_REASONS_ON_SCREEN = 12
+
+
+class Refusal(NamedTuple):
+    """A file (its path relative to the folder) that was not indexed, and why."""
+
+    path: str
+    reason: str
+
+
+class Flag(NamedTuple):
+    """A file that identifies a person or has text in its pixels, and by what (attributes' names, never values)."""
+
+    path: str
+    attributes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What one import did. Counts are files: `indexed` are new or changed, `removed` were indexed and are no longer.
+
+    `summary` is the whole collection after the import, or None when it is empty. No value of any attribute is in a
+    report: names of files and attributes, modalities and labels are all there is.
+    """
+
+    collection: str
+    folder: str
+    at: str
+    seconds: float
+    indexed: int
+    unchanged: int
+    removed: int
+    refused: tuple[Refusal, ...]
+    flags: tuple[Flag, ...]
+    warnings: tuple[str, ...]
+    summary: Summary | None
+
+    @property
+    def files(self) -> int:
+        """How many files (and unreadable folders) the folder has: each is indexed, unchanged or refused."""
+        return self.indexed + self.unchanged + len(self.refused)
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """How many were refused for each kind of reason (its words before a colon), the most frequent first."""
+        return dict(Counter(reason.split(":")[0] for _, reason in self.refused).most_common())
+
+    def lines(self) -> list[str]:
+        """Return the report as one screen of text."""
+        head = [
+            f'Import of {shown(self.folder)} into "{self.collection}", {self.at}, {self.seconds:.1f} s',
+            f"  files {self.files}: indexed {self.indexed}, unchanged {self.unchanged}, refused {len(self.refused)}"
+            + (f"; no longer there or no longer accepted {self.removed}" if self.removed else ""),
+        ]
+        return [*head, *self._collection_lines(), *self._refusal_lines(), *self._warning_lines()]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain values, ready for JSON."""
+        values = {**asdict(self), "files": self.files, "reasons": self.reasons, "folder": shown(self.folder)}
+        values["refused"] = [{"path": shown(path), "reason": reason} for path, reason in self.refused]
+        values["flags"] = [{"path": shown(path), "attributes": list(names)} for path, names in self.flags]
+        return values
+
+    def _collection_lines(self) -> list[str]:
+        if self.summary is None:
+            return ["  the collection is empty: there is nothing to train on"]
+        modalities = ", ".join(f"{name} {count}" for name, count in self.summary.modalities.items())
+        lines = [
+            f"The collection now: {self.summary.images} images of {self.summary.patients} patients ({modalities})",
+            f"  {'split':<12}{'images':>8}{'patients':>10}  labels",
+        ]
+        for name, split in self.summary.splits.items():
+            labels = ", ".join(f"{label or '(none)'} {count}" for label, count in split.labels.items())
+            lines.append(f"  {name:<12}{split.images:>8}{split.patients:>10}  {labels}")
+        return lines
+
+    def _refusal_lines(self) -> list[str]:
+        if not self.refused:
+            return []
+        lines = ["Refused, by reason"]
+        for kind, count in list(self.reasons.items())[:_REASONS_ON_SCREEN]:
+            example = next(item for item in self.refused if item.reason.split(":")[0] == kind)
+            lines.append(f"  {count:>6}  {_cut(example.reason if count == 1 else kind)} ({shown(example.path) or '.'})")
+        rest = sum(list(self.reasons.values())[_REASONS_ON_SCREEN:])
+        return [*lines, *([f"  {rest:>6}  for other reasons: see the JSON report"] if rest else [])]
+
+    def _warning_lines(self) -> list[str]:
+        return ["Warnings", *(f"  {warning}" for warning in self.warnings)] if self.warnings else []
+
+
+def _cut(text: str, limit: int = 90) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def write_report(kit_folder: Path, report: ImportReport) -> tuple[Path, Path]:
+    """Write the report as text and JSON (0600) under the kit's reports/ and return both paths.
+
+    Raises
+    ------
+    DataError
+        They can't be written; neither is left behind.
+    """
+    folder = kit_folder / REPORTS
+    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S%fZ")
+    texts = {
+        folder / f"import-{report.collection}-{stamp}.txt": "\n".join(report.lines()) + "\n",
+        folder / f"import-{report.collection}-{stamp}.json": json.dumps(report.as_dict(), indent=1) + "\n",
+    }
+    try:
+        folder.mkdir(exist_ok=True, mode=0o700)
+        for path, text in texts.items():
+            write_atomically(path, text.encode("utf-8", "replace"), mode=0o600)
+    except OSError as error:
+        for path in texts:
+            path.unlink(missing_ok=True)
+        raise DataError(
+            f"{folder}: the import's report can't be written: {error.strerror}: nothing was imported"
+        ) from error
+    first, second = texts
+    return first, second
