@@ -13,7 +13,7 @@ from pathlib import Path
 from client.app import answer, introduce
 from client.node import run_node
 from client.site import Site
-from common.errors import KitError, UsageError
+from common.errors import UsageError
 from common.kit import Kit
 
 log = logging.getLogger("wardround.site")
@@ -25,15 +25,13 @@ def serve(kit: Kit, device: str, stop: threading.Event) -> None:
     Raises
     ------
     KitError
-        The site has no certificate yet, or it has ended.
+        The site has no key or certificate yet, they do not belong together, or the certificate has ended.
     UsageError
         A service runs on this kit already.
     """
-    for needed in (kit.key, kit.certificate):
-        if not needed.exists():
-            raise KitError(
-                f"{needed} is missing: run `wardround site enrol {kit.folder}`, then install the certificate"
-            )
+    check_identity(kit)
+    if warning := identity_warning(kit):
+        log.warning("%s", warning)
     with _only_one(kit.folder):
         site = Site.open(kit.folder, device)
         log.info("site %s of federation %s on %s", site.name, kit.federation, site.device)
