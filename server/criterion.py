@@ -1,0 +1,47 @@
+"""By which number the best model is kept: one validation metric, averaged over the sites by cases evaluated."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from common.errors import JobError
+from common.update import METRIC_FIELDS
+from server.records import Kept, SiteRound, weighted_mean
+
+LOWER_IS_BETTER = frozenset({"loss"})
+_NOT_A_QUALITY = ("images", "patients", "seconds")
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """The job's criterion, e.g. "auc"."""
+
+    name: str
+
+    def score(self, sites: list[SiteRound]) -> float | None:
+        """Return the mean of the sites' metric, weighted by images evaluated; None when no site gave it."""
+        return weighted_mean(
+            (site.metrics.get(f"eval.{self.name}"), site.metrics.get("eval.images", 0.0)) for site in sites
+        )
+
+    def better(self, score: float | None, than: Kept | None) -> bool:
+        """Whether `score` beats the best so far. The earlier model wins a tie."""
+        if score is None:
+            return False
+        if than is None or than.score is None:
+            return True
+        return score < than.score if self.name in LOWER_IS_BETTER else score > than.score
+
+
+def build_criterion(name: str) -> Criterion:
+    """Return the criterion that the job names. Raises JobError, with the nearest right name, for no metric."""
+    known = [
+        field.removeprefix("eval.") for field in METRIC_FIELDS
+        if field.startswith("eval.") and not field.endswith((*_NOT_A_QUALITY, "_low", "_high"))
+    ]
+    if name in known:
+        return Criterion(name)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f'did you mean "{near[0]}"?' if near else f"there are {', '.join(known)}"
+    raise JobError(f'"aggregation.criterion": unknown metric "{name}": {hint}')

@@ -1,0 +1,49 @@
+"""Whether a site's answer may be used: everything that needs knowledge of the run. One bad answer costs one turn."""
+
+from __future__ import annotations
+
+from common.errors import UpdateError
+from common.update import Answer, Request, Tensors, check_tensors
+from server.aggregation import MAX_WEIGHT
+
+JUMP = 0.5
+"""The largest relative change of a site's count of examples between rounds: data may be added, not conjured up."""
+JUMP_FLOOR = 10
+
+
+def check_answer(answer: Answer, request: Request, site: str) -> None:
+    """Check that `answer` comes from `site` and, unless it says no, answers `request`.
+
+    Raises UpdateError with the reason.
+    """
+    if answer.site != site:
+        raise UpdateError(f'{site}: the answer bears the name "{answer.site[:64]}"')
+    if answer.status != "ok":
+        return  # a site that can't read the request can't say what it answers
+    if answer.job_digest != request.job.digest:
+        raise UpdateError(f"{site}: the answer is for job {answer.job_digest[:12]}, not {request.job.digest[:12]}")
+    if answer.number != request.number:
+        raise UpdateError(f"{site}: the answer is for round {answer.number}, not {request.number}")
+
+
+def check_update(answer: Answer, model: Tensors, known: int | None) -> Tensors:
+    """Return the tensors of an answer to a training request, checked against the model and the count known so far.
+
+    Raises
+    ------
+    UpdateError
+        No tensors, another architecture, NaN or infinity, or a count that is out of range, contradicts the site's own
+        metrics, or differs from `known` by more than half.
+    """
+    site, count = answer.site, answer.examples
+    if answer.tensors is None:
+        raise UpdateError(f"{site}: the answer has no update")
+    if not 1 <= count <= MAX_WEIGHT:
+        raise UpdateError(f"{site}: a count of {count} examples is not between 1 and {MAX_WEIGHT}")
+    images = answer.metrics.get("train.images", count)
+    if images != count:
+        raise UpdateError(f"{site}: the count of examples is {count}, but its metrics say {images:g} images")
+    if known is not None and abs(count - known) > max(JUMP * known, JUMP_FLOOR):
+        raise UpdateError(f"{site}: the count of examples jumped from {known} to {count}")
+    check_tensors(answer.tensors, model, site)
+    return answer.tensors

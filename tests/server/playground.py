@@ -1,0 +1,111 @@
+"""The network's edge for tests of the coordinator: a grid whose sites are functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+from flwr.app import Error, Message
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from common.job import Job, parse_job
+from common.update import Answer, Request, decode_request, encode_answer
+
+Behaviour = Callable[[Request], Answer | None]
+
+
+class PlaygroundGrid(Grid):
+    """Delivers messages to functions by node id; None for an answer means: not yet. Nodes may be away."""
+
+    def __init__(self, sites: Mapping[str, Behaviour]) -> None:
+        self.node_ids = {name: 100 + number for number, name in enumerate(sites)}
+        self.behaviours = {self.node_ids[name]: behaviour for name, behaviour in sites.items()}
+        self.away: set[str] = set()
+        self.asked: list[tuple[str, Request]] = []
+        self._waiting: dict[str, Message] = {}
+        self._pushed = 0
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, SUPERLINK_NODE_ID
+
+    def set_run(self, run: Run) -> None: ...
+
+    @property
+    def run(self) -> Run:
+        return Run.create_empty(1)
+
+    def create_message(self, content, message_type, dst_node_id, group_id, ttl=None):
+        raise NotImplementedError
+
+    def send_and_receive(self, messages, *, timeout=None):
+        raise NotImplementedError
+
+    def get_node_ids(self) -> Iterable[int]:
+        return [node for name, node in self.node_ids.items() if name not in self.away]
+
+    def name_of(self, node_id: int) -> str:
+        return next(name for name, node in self.node_ids.items() if node == node_id)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        taken = []
+        for message in messages:
+            self._pushed += 1
+            message.metadata.__dict__["_message_id"] = f"m{self._pushed}"
+            self._waiting[message.metadata.message_id] = message
+            self.asked.append((self.name_of(message.metadata.dst_node_id), decode_request(message.content)))
+            taken.append(message.metadata.message_id)
+        return taken
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return [reply for message_id in message_ids if (reply := self._pull(message_id)) is not None]
+
+    def _pull(self, message_id: str) -> Message | None:
+        message = self._waiting.get(message_id)
+        if message is None:
+            return None
+        name = self.name_of(message.metadata.dst_node_id)
+        if name in self.away:
+            del self._waiting[message_id]
+            return Message(Error(ErrorCode.NODE_UNAVAILABLE, "no heartbeat"), reply_to=message)
+        try:
+            answer = self.behaviours[message.metadata.dst_node_id](decode_request(message.content))
+        except RuntimeError as error:
+            answer = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error))
+        if answer is None:
+            return None
+        del self._waiting[message_id]
+        return Message(answer if isinstance(answer, Error) else encode_answer(answer), reply_to=message)
+
+
+def job_of(sites: Iterable[str] = ("north", "south", "west"), aggregation: str = "rounds = 3") -> Job:
+    names = ", ".join(f'"{site}"' for site in sites)
+    return parse_job(
+        f'name = "chest"\nsites = [{names}]\n[task]\nlabels = ["no", "yes"]\n[data]\ncollection = "c"\n'
+        f"[aggregation]\n{aggregation}\n"
+    )
+
+
+def model_of(value: float = 0.0) -> dict[str, np.ndarray]:
+    return {"z.weight": np.full((3, 2), value, np.float32), "a.bias": np.full(2, value, np.float32)}
+
+
+class HonestSite:
+    """Moves the model a fixed step towards its own target: deterministic given the model, as a site with a seed is."""
+
+    def __init__(self, name: str, examples: int, target: float = 1.0, auc: Callable[[Request], float] | None = None):
+        self.name, self.examples, self.target = name, examples, target
+        self.auc = auc or (lambda request: 0.5 + 0.01 * (request.number + (request.kind == "evaluate")))
+
+    def __call__(self, request: Request) -> Answer | None:
+        metrics = {"eval.auc": self.auc(request), "eval.images": float(self.examples)}
+        if request.kind == "evaluate":
+            return Answer(self.name, request.job.digest, request.number, "ok", examples=self.examples, metrics=metrics)
+        step = np.float32(0.37)
+        target = np.float32(self.target)
+        tensors = {name: tensor + step * (target - tensor) for name, tensor in request.model.items()}
+        metrics |= {"train.loss": 1.0 / request.number, "train.images": float(self.examples)}
+        return Answer(
+            self.name, request.job.digest, request.number, "ok",
+            examples=self.examples, metrics=metrics, tensors=tensors,
+        )
