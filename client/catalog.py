@@ -347,6 +347,8 @@ def _explained(path: Path, error: sqlite3.Error) -> DataError:
         return DataError(f"{path}: the disk is full: the catalog is as it was; make room and do it again")
     if "locked" in text or "busy" in text:
         return DataError(f"{path}: the catalog is in use by another command: wait for it and do it again")
+    if "disk I/O" in text:
+        return DataError(f"{path}: the catalog can't be read or written ({text}): check the disk and its free space")
     if "readonly" in text or "unable to open" in text:
         return DataError(f"{path}: the catalog can't be opened ({text}): check the folder and its permissions")
     return DataError(

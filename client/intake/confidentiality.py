@@ -134,12 +134,14 @@ def _is_dummy_text(text: str, patient_id: str) -> bool:
     if text.strip("^ ") == patient_id.strip() and any(character.isdigit() for character in text):
         return True  # the study code again, where a name was
     words = re.split(r"[\s^=,_]+", text.casefold().strip("^=, "))
-    return all(word in _DUMMY_WORDS or len(set(word)) <= 1 for word in words if not _is_number_beside(word, words))
+    if not _DUMMY_WORDS.isdisjoint(words):  # a short number beside a dummy word ("Anonymous 17") adds nothing
+        words = [word for word in words if not (word.isdigit() and len(word) <= 4)]
+    return all(word in _DUMMY_WORDS or _is_filler(word) for word in words)
 
 
-def _is_number_beside(word: str, words: list[str]) -> bool:
-    """A number beside a dummy word ("Anonymous 17") adds nothing."""
-    return len(words) > 1 and len(word) <= 4 and word.isdigit()
+def _is_filler(word: str) -> bool:
+    """One character again and again: "xxx", "----", "00000000"; but not an initial."""
+    return len(set(word)) <= 1 and (len(word) >= 3 or word in {"", "x", "xx", "-", "--", ".", "*", "?", "0", "00"})
 
 
 def _retains_institution(header: Dataset) -> bool:

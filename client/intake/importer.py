@@ -31,6 +31,8 @@ from client.intake.report import Flag, ImportReport, Refusal, write_report
 from common.errors import DataError, UsageError
 from common.files import sha256_file
 
+__all__ = ["CATALOG", "ImportOptions", "Progress", "import_folder"]
+
 CATALOG = "catalog.sqlite"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 

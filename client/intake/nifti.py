@@ -12,6 +12,7 @@ import nibabel
 import numpy as np
 import numpy.typing as npt
 from nibabel import orientations
+from nibabel.imageglobals import LoggingOutputSuppressor
 
 from client.intake.image import Facts, FileRefusedError, Pixels, one_line
 from client.intake.intensity import stretched
@@ -59,7 +60,8 @@ def volume(paths: Sequence[Path]) -> Pixels:
 
 def _read(path: Path) -> tuple[Pixels, tuple[str, ...]]:
     try:
-        values, identifiers = _values(path)
+        with LoggingOutputSuppressor():  # what nibabel makes of a broken header is in the reason
+            values, identifiers = _values(path)
     except FileRefusedError:
         raise
     except EOFError as error:

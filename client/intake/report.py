@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 from collections import Counter
@@ -78,6 +79,10 @@ class ImportReport:
         values["flags"] = [{"path": shown(path), "attributes": list(names)} for path, names in self.flags]
         return values
 
+    def to_json(self) -> str:
+        """Return everything as JSON."""
+        return json.dumps(self.as_dict(), indent=1)
+
     def _collection_lines(self) -> list[str]:
         if self.summary is None:
             return ["  the collection is empty: there is nothing to train on"]
@@ -121,7 +126,7 @@ def write_report(kit_folder: Path, report: ImportReport) -> tuple[Path, Path]:
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S%fZ")
     texts = {
         folder / f"import-{report.collection}-{stamp}.txt": "\n".join(report.lines()) + "\n",
-        folder / f"import-{report.collection}-{stamp}.json": json.dumps(report.as_dict(), indent=1) + "\n",
+        folder / f"import-{report.collection}-{stamp}.json": report.to_json() + "\n",
     }
     try:
         folder.mkdir(exist_ok=True, mode=0o700)
@@ -129,7 +134,8 @@ def write_report(kit_folder: Path, report: ImportReport) -> tuple[Path, Path]:
             write_atomically(path, text.encode("utf-8", "replace"), mode=0o600)
     except OSError as error:
         for path in texts:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
         raise DataError(
             f"{folder}: the import's report can't be written: {error.strerror}: nothing was imported"
         ) from error
