@@ -37,9 +37,9 @@ tensors = hnp.arrays(
 
 
 @given(st.dictionaries(st.text(min_size=1, max_size=20), tensors, max_size=4))
-def test_tensors_come_back_to_the_bit_in_their_order(model):
+def test_tensors_come_back_to_the_bit(model):
     decoded = decode_tensors(encode_tensors(model), "here")
-    assert list(decoded) == list(model)
+    assert set(decoded) == set(model)
     for name, tensor in model.items():
         assert (decoded[name].dtype, decoded[name].shape) == (tensor.dtype, tensor.shape)
         assert decoded[name].tobytes() == tensor.tobytes()
@@ -88,16 +88,22 @@ def test_an_answer_without_its_report_is_refused():
         decode_answer(content)
 
 
-def test_a_pickled_or_damaged_tensor_is_refused():
-    for array in (
-        Array(dtype="float32", shape=(1,), stype="pickle", data=b"cos\nsystem\n"),
-        Array(dtype="float32", shape=(1,), stype="numpy.ndarray", data=b"\x93NUMPY but not really"),
-        Array(dtype="float32", shape=(1,), stype="numpy.ndarray", data=b""),
-    ):
-        content = encode_answer(ANSWER)
-        content[UPDATE] = ArrayRecord({"w": array})
-        with pytest.raises(UpdateError, match="w"):
-            decode_answer(content)
+@pytest.mark.parametrize(
+    ("name", "stype", "data"),
+    [
+        ("tensors", "pickle", b"cos\nsystem\n"),
+        ("tensors", "numpy.ndarray", b"\x93NUMPY"),
+        ("other", "safetensors", b""),
+        ("tensors", "safetensors", b""),
+        ("tensors", "safetensors", b"\xff" * 64),
+        ("tensors", "safetensors", encode_tensors(MODEL)["tensors"].data[:-1]),
+    ],
+)
+def test_tensors_that_are_pickled_damaged_or_cut_short_are_refused(name, stype, data):
+    content = encode_answer(ANSWER)
+    content[UPDATE] = ArrayRecord({name: Array(dtype="uint8", shape=(len(data),), stype=stype, data=data)})
+    with pytest.raises(UpdateError, match="site a"):
+        decode_answer(content)
 
 
 @pytest.mark.parametrize(
