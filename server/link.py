@@ -29,7 +29,7 @@ from flwr.proto.fleet_pb2_grpc import add_FleetServicer_to_server
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.server.superlink.fleet.grpc_rere.fleet_servicer import FleetServicer
 from flwr.server.superlink.fleet.grpc_rere.node_auth_server_interceptor import NodeAuthServerInterceptor
-from flwr.server.superlink.linkstate import LinkState, LinkStateFactory
+from flwr.server.superlink.linkstate import LinkState, LinkStateFactory, SqlLinkState
 from flwr.serverapp import Grid
 from flwr.supercore.constant import NOOP_FEDERATION_ID, OBJECT_PUSH_SESSION_TTL_SECONDS, TaskType
 from flwr.supercore.grpc import GRPC_MAX_MESSAGE_LENGTH, generic_create_grpc_server
@@ -46,8 +46,10 @@ from flwr.supercore.interceptors import (
 )
 from flwr.supercore.object_store import NoObjectInStoreError, ObjectStoreFactory
 from flwr.supercore.run import Run
+from flwr.supercore.state.schema.linkstate_models import MessageRes
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.federation import NoOpFederationManager
+from sqlalchemy import select
 
 from certs.checks import check_identity
 from certs.kits import AdmittedSite
@@ -244,8 +246,7 @@ class LinkGrid(Grid):
         node = next(iter(self._state.get_node_info(node_ids=[node_id])), None) if node_id else None
         if node is None or node.status == "unregistered":
             return self._lost(message_id, "the site is no longer on the roster")
-        # Asked for the reply of a site that is away, Flower would give the message up: it is not asked.
-        found = self._state.get_message_res(message_ids={message_id}, run_id=self._run.run_id) if _online(node) else []
+        found = self._replies(message_id, node)
         if not found:
             # A site that came anew after the message was sent may have taken it before: it is lost with that process.
             return self._lost(message_id, "the site was started anew") if _came_after(node, pushed) else None
@@ -255,6 +256,16 @@ class LinkGrid(Grid):
             return bare
         self._arriving[message_id] = bare, time.monotonic()
         return self._inflate(message_id)
+
+    def _replies(self, message_id: str, node: NodeInfo) -> list[Message]:
+        """The reply, once it is there. Flower's own question costs ten queries, and gives up a site that is away."""
+        if not isinstance(self._state, SqlLinkState):
+            return self._state.get_message_res({message_id}, self._run.run_id) if _online(node) else []
+        with self._state.session() as session:
+            there = session.scalar(select(MessageRes.message_id).where(MessageRes.reply_to_message_id == message_id))
+        if there is None or not _online(node):
+            return []
+        return self._state.get_message_res({message_id}, self._run.run_id)
 
     def _inflate(self, message_id: str) -> Message | None:
         """Put a reply together from its objects; None while some are still being sent."""
