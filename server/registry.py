@@ -5,6 +5,7 @@ Everything that comes out is a plain value of `server.records`; no database obje
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections.abc import Sequence
@@ -12,10 +13,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, insert, select
+from sqlalchemy import URL, Connection, Row, delete, func, insert, select
 
 from common.errors import RunError, UsageError
 from common.job import Job, job_from_json
+from common.kit import Kit
 from common.update import Tensors
 from server.database import Database
 from server.modelfiles import Provenance, code_version, read_model, write_model
@@ -34,6 +36,19 @@ from server.records import (
 )
 from server.rounds import Start
 from server.schema import coordinators, models, rounds, run_sites, runs, site_rounds, sites
+
+ENVIRONMENT_VARIABLE = "WARDROUND_REGISTRY"
+"""Names a database by SQLAlchemy's URL (`postgresql+psycopg://...`) to be used in place of the kit's own SQLite."""
+
+
+def open_registry(kit: Kit) -> Registry:
+    """Open the registry of a coordinator's kit: in its folder, or the database at `WARDROUND_REGISTRY`.
+
+    Model files are always in the kit's folder. Raises UsageError or DataError as `Registry` does.
+    """
+    here = URL.create("sqlite", database=str((kit.folder / "registry.sqlite").resolve()))
+    url = os.environ.get(ENVIRONMENT_VARIABLE) or here.render_as_string(hide_password=False)
+    return Registry(url, kit.folder.resolve() / "models")
 
 
 class Registry:

@@ -1,0 +1,209 @@
+"""The coordinator's commands: a thin skin, each does what a function of the library does."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from common.errors import UsageError
+from common.kit import find_kit
+
+coordinator = typer.Typer(no_args_is_help=True)
+run = typer.Typer()
+runs = typer.Typer()
+sites = typer.Typer()
+
+KIT_HELP = "The coordinator's kit folder (default: $WARDROUND_KIT, else the current folder)."
+KitOption = Annotated[Path | None, typer.Option("--kit", help=KIT_HELP)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+@coordinator.callback()
+def _coordinator() -> None:
+    """Start the coordinator of a federation."""
+
+
+@coordinator.command()
+def start(
+    kit: Annotated[Path | None, typer.Argument(help=KIT_HELP)] = None,
+    listen: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Where to listen (default: the port of the kit's address, everywhere)."),
+    ] = None,
+) -> None:
+    """Run the coordinator: let admitted sites in over TLS, and execute the runs that are asked for, one at a time.
+
+    Stop it with Ctrl-C or SIGTERM; a run under way can then be resumed.
+
+    Example: wardround coordinator start kits/coordinator
+    """
+    import logging
+    import signal
+    import threading
+
+    from rich.logging import RichHandler
+
+    from server.coordinator import serve
+
+    handler = RichHandler(console=Console(stderr=True), show_path=False)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s")
+    logging.getLogger("wardround").setLevel(logging.INFO)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    serve(find_kit(kit, "coordinator"), stop=stop, listen=listen)
+
+
+@run.command()
+def _run(
+    job: Annotated[Path | None, typer.Argument(help="The job's TOML file.")] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="Go on with this run (the start of its name) after its last committed round.")
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Show the run until it ends; exit code 7 unless completed.")
+    ] = False,
+    from_model: Annotated[
+        Path | None, typer.Option(help="Start from this model (safetensors) and not from the job's seed.")
+    ] = None,
+    kit: KitOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask for a run of a job. The coordinator executes it, whether or not anyone looks on.
+
+    Example: wardround run job.toml --kit kits/coordinator --follow
+             wardround run --resume chest-260101-a1b2c3 --follow
+    """
+    from server.registry import open_registry
+    from server.report import is_alive
+
+    if (job is None) == (resume is None):
+        raise UsageError("name a job file, or a run with --resume: one of the two")
+    found = find_kit(kit, "coordinator")
+    registry = open_registry(found)
+    alive = is_alive(registry.coordinator())
+    if resume is not None:
+        if from_model is not None:
+            raise UsageError("--from-model is for a new run: a resumed one goes on from its own model")
+        name = registry.find(resume)
+        if not alive:
+            registry.interrupt_running()  # whatever "runs" without a coordinator was cut off
+        registry.resume(name)
+    else:
+        from certs.kits import read_roster
+        from common.job import read_job
+        from server.submission import submit_job
+
+        admitted = [site.name for site in read_roster(found.folder / "roster").values() if not site.expired]
+        name = submit_job(registry, read_job(job or Path()), from_model=from_model, admitted=admitted)
+    typer.echo(json.dumps({"run": name}) if as_json else name)
+    if not alive:
+        typer.echo(f"the coordinator is not running: wardround coordinator start {found.folder}", err=True)
+    if follow:
+        _follow(name, found.folder)
+
+
+def _follow(name: str, kit: Path) -> None:
+    from common.kit import read_kit
+    from server.execution import raise_unless_completed
+    from server.follow import follow
+    from server.registry import open_registry
+
+    try:
+        ended = follow(open_registry(read_kit(kit, "coordinator")), name, Console())
+    except KeyboardInterrupt:
+        typer.echo(f"\nThe run goes on. To see it: wardround runs show {name}", err=True)
+        typer.echo(f"To end it: wardround runs stop {name}", err=True)
+        sys.exit(130)
+    raise_unless_completed(name, ended.status, ended.reason)
+
+
+@runs.callback(invoke_without_command=True)
+def _runs(context: typer.Context, kit: KitOption = None, as_json: JsonOption = False) -> None:
+    """List the coordinator's runs, the newest first.
+
+    Example: wardround runs --kit kits/coordinator
+             wardround runs show chest --json
+    """
+    if context.invoked_subcommand is not None:
+        context.obj = kit
+        return
+    from server.registry import open_registry
+    from server.report import runs_table
+
+    listed = open_registry(find_kit(kit, "coordinator")).list_runs()
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(entry) for entry in listed], indent=2))
+    elif listed:
+        Console().print(runs_table(listed))
+    else:
+        typer.echo("No run yet: wardround run job.toml")
+
+
+@runs.command()
+def show(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="RUN", help="The run's name, or the start of it.")],
+    kit: KitOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a run: every round, who trained and who did not and why, losses, metrics, epsilon, models.
+
+    Example: wardround runs show chest-260101-a1b2c3
+    """
+    from server.registry import open_registry
+    from server.report import run_data, run_report
+
+    registry = open_registry(find_kit(kit or context.obj, "coordinator"))
+    detail = registry.run_detail(registry.find(name))
+    if as_json:
+        typer.echo(json.dumps(run_data(detail), indent=2))
+    else:
+        Console().print(run_report(detail))
+
+
+@runs.command()
+def stop(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="RUN", help="The run's name, or the start of it.")],
+    kit: KitOption = None,
+) -> None:
+    """Stop a run. What it has committed stays, and it can be resumed.
+
+    Example: wardround runs stop chest-260101-a1b2c3
+    """
+    from server.registry import open_registry
+
+    registry = open_registry(find_kit(kit or context.obj, "coordinator"))
+    full = registry.find(name)
+    registry.stop(full)
+    typer.echo(f"{full} is asked to stop. To go on: wardround run --resume {full}")
+
+
+@sites.command()
+def _sites(kit: KitOption = None, as_json: JsonOption = False) -> None:
+    """List the admitted sites: until when, online or not, last seen.
+
+    Example: wardround sites --kit kits/coordinator --json
+    """
+    from server.coordinator import known_sites
+    from server.registry import open_registry
+    from server.report import is_alive, sites_table
+
+    found = find_kit(kit, "coordinator")
+    registry = open_registry(found)
+    alive = is_alive(registry.coordinator())
+    listed = known_sites(found, registry)
+    if as_json:
+        entries = [dataclasses.asdict(site) | {"online": site.online if alive else None} for site in listed]
+        typer.echo(json.dumps({"coordinator_running": alive, "sites": entries}, indent=2))
+        return
+    Console().print(sites_table(listed, alive))
+    if not alive:
+        typer.echo(f"the coordinator is not running: wardround coordinator start {found.folder}", err=True)

@@ -1,0 +1,47 @@
+"""Asking for a run: everything that can be wrong with a job is said before anything is written or sent."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
+from pathlib import Path
+
+from common.errors import JobError
+from common.job import Job
+from server.criterion import build_criterion
+from server.modelfiles import read_checkpoint
+from server.registry import Registry
+from server.strategies.registry import build_strategy
+
+
+def submit_job(
+    registry: Registry, job: Job, *, from_model: Path | None = None, admitted: Collection[str] | None = None
+) -> str:
+    """Check `job`, make its first model (from its seed, or the checkpoint `from_model`), queue it; return its name.
+
+    Raises
+    ------
+    JobError
+        An unknown strategy, criterion, network or task; or a site that is not among those `admitted`.
+    UpdateError
+        The checkpoint is of another architecture, or no safetensors file.
+    """
+    build_strategy(job.aggregation)
+    build_criterion(job.aggregation.criterion)
+    if admitted is not None:
+        check_sites(job, admitted)
+    from common.networks import initial_model  # torch: only whoever submits needs it, not who runs the rounds
+
+    model = initial_model(job)
+    if from_model is not None:
+        model = read_checkpoint(from_model, model)
+    return registry.submit(job, model)
+
+
+def check_sites(job: Job, admitted: Collection[str]) -> None:
+    """Check that every site of the job is admitted to the federation. Raises JobError with the nearest right name."""
+    for site in job.sites:
+        if site not in admitted:
+            near = difflib.get_close_matches(site, admitted, n=1, cutoff=0.5)
+            hint = f'did you mean "{near[0]}"?' if near else "see `wardround kits list`"
+            raise JobError(f'"sites": no site "{site}" is admitted to this federation: {hint}')
