@@ -21,7 +21,6 @@ from common.install import refuse_mixed_install
 from common.kit import ENVIRONMENT_VARIABLE
 from common.update import UPDATE, Answer, Request, decode_request, encode_answer
 
-
 refuse_mixed_install(__file__)
 
 

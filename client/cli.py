@@ -40,7 +40,6 @@ def enrol(
     """
     from certs.enrol import accept
     from certs.enrol import enrol as make_request
-
     from client.policy import DEFAULT_POLICY, FILE_NAME
     from common.files import write_atomically
 
@@ -71,7 +70,15 @@ def import_(
     allow_burned_in: Annotated[
         bool, typer.Option(help="Index files that say that annotation is burned into the pixels.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the split by patient. Keep it for a collection's life.")] = 0,
+    key_column: Annotated[
+        str | None, typer.Option(help="The label file's key column (default: patient, study or file, as it has).")
+    ] = None,
+    label_column: Annotated[str, typer.Option(help="The label file's column of labels.")] = "label",
+    patient_from: Annotated[
+        str, typer.Option(help='Whose image a PNG, JPEG or NIfTI is: each "file" a patient, or each "folder".')
+    ] = "file",
+    modality: Annotated[list[str] | None, typer.Option(help="Index only these DICOM modalities (repeatable).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the split by patient, at the first import.")] = None,
     kit: KitOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -82,7 +89,15 @@ def import_(
     from client.intake.importer import ImportOptions, import_folder
 
     found = find_kit(kit, "site")
-    options = ImportOptions(allow_identified=allow_identified, allow_burned_in=allow_burned_in, seed=seed)
+    options = ImportOptions(
+        allow_identified=allow_identified,
+        allow_burned_in=allow_burned_in,
+        key_column=key_column,
+        label_column=label_column,
+        patient_from=patient_from,
+        modalities=tuple(modality or ()),
+        seed=seed,
+    )
     report = import_folder(found.folder, collection, folder, labels, options=options, progress=None)
     typer.echo(report.to_json() if as_json else "\n".join(report.lines()))
 

@@ -43,7 +43,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
 from flwr.supercore.retry import RetryInvoker, exponential
 from flwr.supercore.run import RunNotRunningException
 
-from certs.authority import read_key
+from certs.pem import read_private_key
 from common.errors import LinkError
 from common.kit import Kit
 
@@ -58,7 +58,7 @@ logging.getLogger("flwr").setLevel(logging.CRITICAL)  # this module says what ma
 
 @dataclass(frozen=True)
 class LinkReport:
-    """What a probe of the coordinator saw: TLS version, ALPN protocol, and the server certificate's end (as it says)."""
+    """What a probe of the coordinator saw: TLS version, ALPN protocol, the end of the server's certificate."""
 
     tls: str
     alpn: str
@@ -94,7 +94,7 @@ def run_node(
     KitError
         The site's key can't be read.
     """
-    key = read_key(kit.key)
+    key = read_private_key(kit.key)
     threading.excepthook = partial(_quiet_heartbeat, threading.__excepthook__)
     say, pause, last = on_state or log.info, FIRST_PAUSE, ""
     while not stop.is_set():
@@ -154,7 +154,7 @@ def check_admission(kit: Kit) -> int:
         As `probe`, or the coordinator does not accept the key.
     """
     probe(kit)
-    key = read_key(kit.key)
+    key = read_private_key(kit.key)
     with _connect(kit, (key, key.public_key())) as connection:
         return connection.node_id
 
@@ -179,14 +179,14 @@ def _raise_instead_of_exit(_code: int, message: str | None = None, **_details: A
     raise _NotConnectedError(message or "")
 
 
-fleet.flwr_exit = _raise_instead_of_exit
+setattr(fleet, "flwr_exit", _raise_instead_of_exit)  # noqa: B010 - not Flower's to export, ours to replace
 
 
 @contextmanager
 def _connect(kit: Kit, keys: Keys) -> Iterator[Connection]:
     """Open Flower's fleet connection. Raises LinkError for whatever ends it."""
     retry = RetryInvoker(
-        wait_gen_factory=lambda: exponential(base_delay=0.2, max_delay=2.0),
+        wait_gen_factory=lambda: exponential(base_delay=0.25, max_delay=2),
         recoverable_exceptions=grpc.RpcError,
         max_tries=None,
         max_time=CALL_PATIENCE_SECONDS,

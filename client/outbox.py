@@ -11,6 +11,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -28,7 +29,7 @@ def request_key(request: Request) -> str:
         digest.update(text.encode() + b"\0")
     for name, tensor in request.model.items():
         digest.update(f"{name} {tensor.dtype} {tensor.shape}\0".encode())
-        digest.update(memoryview(tensor.reshape(-1)).cast("B") if tensor.size else b"")
+        digest.update(np.ascontiguousarray(tensor).data if tensor.size else b"")
     return digest.hexdigest()
 
 

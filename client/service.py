@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from certs.checks import kit_warnings, require_usable
 from client.app import answer, introduce
 from client.node import run_node
 from client.site import Site
@@ -29,8 +30,8 @@ def serve(kit: Kit, device: str, stop: threading.Event) -> None:
     UsageError
         A service runs on this kit already.
     """
-    check_identity(kit)
-    if warning := identity_warning(kit):
+    require_usable(kit)
+    for warning in kit_warnings(kit):
         log.warning("%s", warning)
     with _only_one(kit.folder):
         site = Site.open(kit.folder, device)
@@ -54,7 +55,7 @@ def _only_one(folder: Path) -> Iterator[None]:
         except OSError as error:
             file.seek(0)
             raise UsageError(
-                f"{folder}: this site is running already (process {file.read().strip() or 'unknown'}): stop that one first"
+                f"{folder}: this site runs already (process {file.read().strip() or 'unknown'}): stop that one first"
             ) from error
         file.seek(0)
         file.truncate()

@@ -51,7 +51,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.federation import NoOpFederationManager
 from sqlalchemy import select
 
-from certs.checks import check_identity
+from certs.checks import require_usable
 from certs.kits import AdmittedSite
 from common.errors import LinkError, RunError
 from common.kit import Kit
@@ -131,7 +131,7 @@ class Link:
         run_id = state.create_run(
             "wardround/wardround", "", None, {"run": name}, NOOP_FEDERATION_ID, None, NOOP_FLWR_AID, TaskType.SERVER_APP
         )
-        (run,) = state.get_run_info(run_ids=[run_id]) or [None]
+        run = next(iter(state.get_run_info(run_ids=[run_id])), None)
         if run is None or run.primary_task_id is None:
             raise RunError(f"run {name}: the link's database did not take it: see the coordinator's log")
         task_id = run.primary_task_id
@@ -203,7 +203,7 @@ class LinkGrid(Grid):
         return [site.node_id for site in self._link.sites() if site.online and site.name in self.sites]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Store messages for their nodes; equal tensors are stored once. Returns an id each, in order ("" for refused)."""
+        """Store messages for their nodes, equal tensors once. Returns an id each, in order ("" for refused)."""
         allowed = {node for name, node in self._link.node_ids().items() if name in self.sites}
         with no_object_id_recompute():
             return [self._push(message) if message.metadata.dst_node_id in allowed else "" for message in messages]
@@ -323,7 +323,7 @@ def open_link(kit: Kit, database: Path, *, listen: str | None = None) -> Iterato
     LinkError
         The port is in use, or the address is not this machine's.
     """
-    check_identity(kit)
+    require_usable(kit)
     address = listen or _listening_address(kit.address)
     _check_port(address)
     objects = ObjectStoreFactory(str(database))
