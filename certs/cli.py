@@ -1,7 +1,8 @@
-"""`wardround kits ...`: the federation's authority."""
+"""`wardround kits ...`: the coordinator's side of the certificates. A thin skin over `certs.kits`."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated
@@ -10,134 +11,147 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from certs.authority import AUTHORITY_DAYS, NODE_DAYS, expiry_warning
+from certs.kits import Standing, add_site, admit, create_kits, list_standings, renew, revoke
+from certs.pem import read_certificate
+from common.federation import COORDINATOR_NAME, read_federation
+
 app = typer.Typer(
     no_args_is_help=True, help="Create a federation's authority and startup kits; admit, renew and revoke sites."
 )
 
-KitsOption = Annotated[Path, typer.Option("--kits", help="The folder that `kits create` made.")]
+KitsOption = Annotated[Path, typer.Option("--kits", help="The folder that `wardround kits create` made.")]
+DaysOption = Annotated[
+    int,
+    typer.Option(
+        "--days", min=1, max=AUTHORITY_DAYS, help="Days that the certificate is valid (a site's, a server's)."
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
 @app.command()
 def create(
     federation: Annotated[Path, typer.Argument(help="The federation's TOML file.")],
-    out: Annotated[Path, typer.Option(help="The new folder.")] = Path("kits"),
+    out: Annotated[Path, typer.Option(help="Where to make the kits. Nothing may be there yet.")] = Path("kits"),
+    days: DaysOption = NODE_DAYS,
+    authority_days: Annotated[
+        int, typer.Option(min=1, max=10 * AUTHORITY_DAYS, help="Days that the authority is valid.")
+    ] = AUTHORITY_DAYS,
 ) -> None:
-    """Create the authority, the coordinator's kit, and a kit for each site.
+    """Create a federation: its authority, the coordinator's certificate and key, and a kit for each site.
 
     Example: wardround kits create federation.toml --out kits
     """
-    from certs.kits import create_kits
-    from common.federation import read_federation
-
-    found = read_federation(federation)
-    create_kits(found, out)
-    typer.echo(f"{out}/authority: the authority of {found.name}; keep it offline")
-    typer.echo(f"{out}/coordinator: for the coordinator's machine; it holds the server's private key")
-    for site in found.sites:
-        typer.echo(f"{out}/sites/{site.name}: for the site; it holds no secret")
+    described = read_federation(federation)
+    create_kits(described, out, days_valid=days, authority_days=authority_days)
+    typer.echo(f"{described.name}: kits made in {out}")
+    typer.echo(f"  {out / 'authority'}: decides who is in the federation. Keep it offline, and a backup of it.")
+    typer.echo(f"  {out / 'coordinator'}: for the coordinator's machine")
+    for name in described.site_names:
+        typer.echo(f"  {out / 'sites' / name}: give it to {name}, who runs `wardround site enrol` on it")
 
 
-@app.command("add-site")
-def add_site(
-    name: Annotated[str, typer.Argument(help="The new site's name.")],
+@app.command("admit")
+def admit_(
+    request: Annotated[Path, typer.Argument(help="The request that the site sent, NAME.request.pem.")],
     kits: KitsOption = Path("kits"),
-    title: Annotated[str, typer.Option(help="The hospital's name for people.")] = "",
-    contact: Annotated[str, typer.Option(help="Whom to ask there.")] = "",
+    days: DaysOption = NODE_DAYS,
 ) -> None:
-    """Add a site to the federation and make its kit; the others' kits stay as they are.
-
-    Example: wardround kits add-site west --kits kits
-    """
-    from pydantic import ValidationError
-
-    from certs.kits import add_site as add
-    from common.errors import UsageError
-    from common.federation import SiteEntry
-
-    try:
-        site = SiteEntry(name=name, title=title, contact=contact)
-    except ValidationError as error:
-        raise UsageError(f'"{name}" can\'t be a site\'s name: letters, digits, ".", "_" and "-" only') from error
-    typer.echo(f"{add(kits, site)}: give this folder to the site")
-
-
-@app.command()
-def admit(
-    request: Annotated[Path, typer.Argument(help="The request that `wardround site enrol` made.")],
-    kits: KitsOption = Path("kits"),
-) -> None:
-    """Sign a site's request and let it connect.
+    """Admit a site: issue the certificate it asks for, and put it on the coordinator's roster.
 
     Example: wardround kits admit north.request.pem --kits kits
     """
-    from certs.kits import admit as sign
-
-    typer.echo(f"{sign(kits, request)}: send this certificate back to the site")
+    _hand_back(admit(kits, request, days_valid=days))
 
 
-@app.command()
-def renew(
-    name: Annotated[str, typer.Argument(help='The site\'s name, or "coordinator".')],
+@app.command("renew")
+def renew_(
+    name: Annotated[str, typer.Argument(help=f'The site\'s name, or "{COORDINATOR_NAME}".')],
+    request: Annotated[
+        Path | None, typer.Option(help="The site's new request, when it made a new key (default: the same key).")
+    ] = None,
     kits: KitsOption = Path("kits"),
-    request: Annotated[Path | None, typer.Option(help="A new request of the site: its key changes too.")] = None,
+    days: DaysOption = NODE_DAYS,
 ) -> None:
-    """Issue a new certificate for one site, or for the coordinator's server.
+    """Issue a new certificate for one site, or for the coordinator. Everybody else's stays as it is.
 
-    Example: wardround kits renew north --kits kits
+    Example: wardround kits renew north
     """
-    from certs.kits import renew as issue
+    certificate = renew(kits, name, request, days_valid=days)
+    if name == COORDINATOR_NAME:
+        typer.echo(f"{certificate}: renewed; it is in use once the coordinator is started again")
+        _warn_of(certificate, name)
+        return
+    _hand_back(certificate)
 
-    target = issue(kits, name, request)
-    where = "start the coordinator again" if name == "coordinator" else "send this certificate to the site"
-    typer.echo(f"{target}: {where}")
 
-
-@app.command()
-def revoke(
+@app.command("revoke")
+def revoke_(
     name: Annotated[str, typer.Argument(help="The site's name.")],
     kits: KitsOption = Path("kits"),
 ) -> None:
-    """Take one site off the roster for good: its key can't connect again.
+    """Put a site out. Its key is never admitted again; it may enrol anew with a new key.
 
-    Example: wardround kits revoke north --kits kits
+    Example: wardround kits revoke north
     """
-    from certs.kits import revoke as take_off
+    kept = revoke(kits, name)
+    typer.echo(f"{name}: revoked; its certificate is kept as {kept}")
 
-    take_off(kits, name)
-    typer.echo(f"{name}: revoked; a running coordinator shuts it out within seconds")
+
+@app.command("add-site")
+def add_site_(
+    name: Annotated[str, typer.Argument(help="The new site's name.")],
+    title: Annotated[str, typer.Option(help="The hospital's full name, for people.")] = "",
+    contact: Annotated[str, typer.Option(help="Whom to write to about this site.")] = "",
+    kits: KitsOption = Path("kits"),
+) -> None:
+    """Add a site to the federation and make its kit.
+
+    Example: wardround kits add-site west --title "West Hospital"
+    """
+    folder = add_site(kits, name, title=title, contact=contact)
+    typer.echo(f"{folder}: give it to {name}, who runs `wardround site enrol` on it")
 
 
 @app.command("list")
-def list_(
-    kits: KitsOption = Path("kits"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
-) -> None:
-    """List the federation's sites: who is admitted, and until when.
+def list_(kits: KitsOption = Path("kits"), as_json: JsonOption = False) -> None:
+    """List who is admitted and until when. Warns of what ends within a month.
 
     Example: wardround kits list --json
     """
-    from certs.authority import expiry_warning, read_certificate
-    from certs.kits import open_authority, read_roster
-
-    authority = open_authority(kits)
-    roster = read_roster(authority.roster)
-    rows = [
-        {
-            "site": site.name,
-            "admitted": site.name in roster,
-            "until": roster[site.name].not_after.isoformat() if site.name in roster else None,
-        }
-        for site in authority.federation.sites
-    ]
+    standings = list_standings(kits)
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        typer.echo(json.dumps([_row(standing) for standing in standings], indent=2))
     else:
-        table = Table("site", "admitted", "certificate until")
-        for row in rows:
-            table.add_row(str(row["site"]), "yes" if row["admitted"] else "no", str(row["until"] or "")[:10])
-        Console().print(table)
-    folder = kits / "coordinator"
-    ends = [(folder / "server.crt", "coordinator"), *((authority.roster / f"{name}.crt", name) for name in roster)]
-    for path, name in ends:
-        if warning := expiry_warning(read_certificate(path), name, f"wardround kits renew {name}"):
-            typer.echo(f"warning: {warning}", err=True)
+        Console().print(_table(standings))
+    for standing in standings:
+        if standing.warning:
+            typer.echo(f"warning: {standing.warning}", err=True)
+
+
+def _hand_back(certificate: Path) -> None:
+    name = certificate.stem
+    typer.echo(f"{certificate}: send it back to {name}, who installs it with `wardround site enrol --certificate`")
+    typer.echo(f"{name} is on the roster. If the coordinator is on another machine, copy the roster there.")
+    _warn_of(certificate, name)
+
+
+def _warn_of(certificate: Path, name: str) -> None:
+    """Say at once when a new certificate ends soon, as one does when the authority itself is near its end."""
+    if warning := expiry_warning(read_certificate(certificate), f"{name}'s new certificate"):
+        typer.echo(f"warning: {warning}", err=True)
+
+
+def _row(standing: Standing) -> dict[str, str | int | None]:
+    ends = standing.not_after.isoformat() if standing.not_after else None
+    return {**dataclasses.asdict(standing), "not_after": ends}
+
+
+def _table(standings: list[Standing]) -> Table:
+    table = Table("role", "name", "status", "until", "days left")
+    for standing in standings:
+        until = f"{standing.not_after:%Y-%m-%d}" if standing.not_after else ""
+        left = "" if standing.days_left is None else str(standing.days_left)
+        table.add_row(standing.role, standing.name, standing.status, until, left)
+    return table

@@ -1,0 +1,87 @@
+"""Faults of a TOML file in words: file, line, key, what is expected there, and the nearest right key."""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Iterator
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+Location = tuple[int | str, ...]
+
+
+def explain(error: ValidationError, model: type[BaseModel], source: str, text: str = "") -> str:
+    """Return one line for each fault that `model` found; `text` is the TOML it came from, to tell the lines."""
+    meanings = dict(meanings_of(model))
+    return "\n".join(
+        f"{source}{_line_of(text, fault['loc'])}: {_explain_one(fault, meanings)}" for fault in error.errors()
+    )
+
+
+def meanings_of(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every key of a model by its dotted name, tables before their keys, with its one line of meaning."""
+    for name, field in model.model_fields.items():
+        yield f"{prefix}{name}", field.description or ""
+        inner = _table_type(field.annotation)
+        if inner is not None:
+            yield from meanings_of(inner, f"{prefix}{name}.")
+
+
+def _table_type(annotation: object) -> type[BaseModel] | None:
+    """The model behind a table (`Model`) or an array of tables (`tuple[Model, ...]`)."""
+    candidates = [annotation, *typing.get_args(annotation)]
+    return next((one for one in candidates if isinstance(one, type) and issubclass(one, BaseModel)), None)
+
+
+def _explain_one(fault: ErrorDetails, meanings: dict[str, str]) -> str:
+    key = ".".join(part for part in fault["loc"] if isinstance(part, str))
+    if fault["type"] == "extra_forbidden":
+        near = _nearest(key, list(meanings))
+        hint = f'; did you mean "{near}" ({meanings[near] or "a table"})?' if near else ""
+        return f'unknown key "{key}"{hint}'
+    meaning = meanings.get(key, "")
+    if fault["type"] == "missing":
+        return f'"{key}" is missing: {meaning or "it is needed"}'
+    problem = fault["msg"].removeprefix("Value error, ")
+    subject = f'"{key}": ' if key else ""
+    given = "" if fault["type"] == "value_error" else f", got {fault['input']!r}"
+    return f"{subject}{problem[0].lower()}{problem[1:]}{given}{f' ({meaning})' if meaning else ''}"
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    """The known key most like `key`: by its whole dotted name, else by its last part alone."""
+    if whole := difflib.get_close_matches(key, known, n=1, cutoff=0.6):
+        return whole[0]
+    last = {name.rsplit(".", 1)[-1]: name for name in reversed(known)}
+    close = difflib.get_close_matches(key.rsplit(".", 1)[-1], list(last), n=1, cutoff=0.6)
+    return last[close[0]] if close else ""
+
+
+def _line_of(text: str, location: Location) -> str:
+    """`:LINE` of the key, else of the table that it is in, else nothing."""
+    best_depth, best_line = 0, 0
+    for number, place in _places(text):
+        if len(place) > best_depth and place == location[: len(place)]:
+            best_depth, best_line = len(place), number
+    return f":{best_line}" if best_line else ""
+
+
+def _places(text: str) -> Iterator[tuple[int, Location]]:
+    """Yield each heading's and each key's line number (from 1) and location. An array's lines are not looked into."""
+    heading: Location = ()
+    counts: dict[str, int] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        stripped = line.split("#", 1)[0].strip()
+        if stripped.startswith("[[") and stripped.endswith("]]"):
+            name = stripped[2:-2].strip()
+            counts[name] = counts.get(name, -1) + 1
+            heading = (*name.split("."), counts[name])
+            yield number, heading
+        elif stripped.startswith("[") and stripped.endswith("]"):
+            heading = tuple(part.strip() for part in stripped[1:-1].split("."))
+            yield number, heading
+        elif "=" in stripped:
+            name = stripped.split("=", 1)[0]
+            yield number, (*heading, *(part.strip().strip("\"'") for part in name.split(".")))
