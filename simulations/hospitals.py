@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -10,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from simulations.phantoms import Anatomy, Opacity, draw_anatomy, draw_opacities, draw_pose, draw_radiograph
-from simulations.radiographs import Exposure, Scanner, detect, radiograph, save, write_labels
+from simulations.radiographs import LABELS_FILE, Exposure, Scanner, detect, radiograph, save, write_table
 
 LABELS = ("normal", "pneumonia")
 IMAGE_SIZE = 128
@@ -69,7 +70,7 @@ def write_hospital(hospital: Hospital, folder: Path, seed: int) -> Path:
     rows: list[tuple[str, str]] = []
     for number in range(1, hospital.patients + 1):
         rows.extend(_write_patient(hospital, folder, number, seed))
-    return write_labels(folder, hospital.label_key, rows)
+    return write_table(folder / LABELS_FILE, (hospital.label_key, "label"), rows)
 
 
 @dataclass(frozen=True)
@@ -112,3 +113,16 @@ def _write_patient(hospital: Hospital, folder: Path, number: int, seed: int) -> 
             "file": path.relative_to(folder).as_posix(),
         }
         yield keys[hospital.label_key], patient.label
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Write one hospital: INDEX (from 0) FOLDER SEED, and optionally its number of patients."""
+    index, folder, seed = int(arguments[0]), Path(arguments[1]), int(arguments[2])
+    hospital = make_hospitals(index + 1)[index]
+    if arguments[3:]:
+        hospital = replace(hospital, patients=int(arguments[3]))
+    write_hospital(hospital, folder, seed)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

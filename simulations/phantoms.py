@@ -88,15 +88,13 @@ def draw_pose(generator: np.random.Generator) -> Pose:
 def draw_opacities(generator: np.random.Generator, anatomy: Anatomy, *, pneumonia: bool) -> tuple[Opacity, ...]:
     """Draw the shadows in a person's lungs.
 
-    Pneumonia: one to three consolidations, from faint and small to a whole lobe. Without it, every third person still
-    has a small shadow of another kind (a nodule, a scar), so that "any spot" is not the answer.
+    Pneumonia: one to three consolidations, from faint to dense. Without it, two people in five still have a smaller
+    shadow of another kind (a nodule, a scar), so that "any shadow" is not the answer.
     """
     if pneumonia:
-        count = int(generator.integers(1, 4))
-        size, strength = (0.10, 0.26), (0.16, 0.55)
+        count, size, strength = int(generator.integers(1, 4)), (0.20, 0.45), (0.08, 0.75)
     else:
-        count = int(generator.random() < 0.35)
-        size, strength = (0.03, 0.08), (0.10, 0.40)
+        count, size, strength = int(generator.random() < 0.4), (0.05, 0.16), (0.10, 0.40)
     return tuple(_draw_opacity(generator, anatomy, size, strength) for _ in range(count))
 
 

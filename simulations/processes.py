@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -116,14 +117,15 @@ class Crew:
     def close(self) -> None:
         """End every process: SIGTERM in the reverse order of starting, and SIGKILL to those that stay."""
         members, self._members = self._members, []
-        for member in reversed(members):
-            _signal_group(member, signal.SIGTERM)
-        end = time.monotonic() + GRACE_SECONDS
-        while time.monotonic() < end and not all(member.ended for member in members):
-            time.sleep(POLL_SECONDS)
-        for member in members:
-            _signal_group(member, signal.SIGKILL)  # also what it may have left in its group
-            member.process.wait()
+        with _deaf_to_ctrl_c():
+            for member in reversed(members):
+                _signal_group(member, signal.SIGTERM)
+            end = time.monotonic() + GRACE_SECONDS
+            while time.monotonic() < end and not all(member.ended for member in members):
+                time.sleep(POLL_SECONDS)
+            for member in members:
+                _signal_group(member, signal.SIGKILL)  # also what it may have left in its group
+                member.process.wait()
 
     def _start(self, name: str, command: Sequence[str], output: Path, log: Path) -> Member:
         lifeline = [sys.executable, "-m", "simulations.lifeline", str(os.getpid())]
@@ -150,6 +152,19 @@ def _signal_group(member: Member, number: signal.Signals) -> None:
     if member.process.returncode is None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(member.process.pid, number)
+
+
+@contextlib.contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Let a second, impatient Ctrl-C not stop the stopping."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)
 
 
 @contextlib.contextmanager

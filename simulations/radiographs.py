@@ -94,13 +94,12 @@ def save(dataset: FileDataset, path: Path) -> None:
     dataset.save_as(path, enforce_file_format=True)
 
 
-def write_labels(folder: Path, key: str, rows: Sequence[tuple[str, str]]) -> Path:
-    """Write `labels.csv` in `folder`: a column `key` and a column `label`; each row once."""
+def write_table(path: Path, heading: Sequence[str], rows: Sequence[Sequence[str]]) -> Path:
+    """Write a CSV file: `heading`, then each of `rows` once, in their order."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow((key, "label"))
-    table.writerows(dict.fromkeys(rows))
-    path = folder / LABELS_FILE
+    table.writerow(heading)
+    table.writerows(dict.fromkeys(map(tuple, rows)))
     write_atomically(path, text.getvalue().encode())
     return path
 
@@ -123,7 +122,7 @@ def wrap_arrays_as_dicom(
         folder_of_patient.mkdir(parents=True, exist_ok=True)
         save(radiograph(pixels, scanner, Exposure(patient), origin=site), folder_of_patient / f"{patient}.dcm")
         rows.append((patient, label))
-    return write_labels(folder, "PatientID", rows)
+    return write_table(folder / LABELS_FILE, ("PatientID", "label"), rows)
 
 
 def _uid(*parts: object) -> UID:

@@ -1,0 +1,272 @@
+"""The demo: a federation of separate processes on one machine, from certificates to a compared model.
+
+Nothing here is a shortcut: kits, keys, imports, the coordinator, the sites and the run are those of a deployment, and
+the demo only types the commands and reads the registry.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from common.errors import RunError
+from common.files import write_atomically
+from simulations.federation import COLLECTION, LocalFederation, create_federation
+from simulations.hospitals import LABELS, make_hospitals
+from simulations.own_data import OwnData, split_folder
+from simulations.processes import Crew, ending_on_signals, wardround_command
+from simulations.radiographs import LABELS_FILE
+from simulations.show import show_rounds, show_table
+
+FEWEST_PHANTOMS = 60
+"""Patients of a phantom hospital, at least: fewer leave too small a test split for the policy as installed."""
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What the demo is to do; `wardround demo --help` says what each means."""
+
+    sites: int = 3
+    rounds: int = 10
+    private: bool = True
+    data: Path | None = None
+    allow_identified: bool = False
+    keep: Path | None = None
+    patients: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class SiteResult:
+    """One hospital's share. `own` and `common` are metrics on its own test split, by name without "eval."."""
+
+    images: int
+    patients: int
+    own: dict[str, float]
+    common: dict[str, float]
+    epsilon: float | None
+    delta: float | None
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What came out: the run's name in the registry, the kept model's file, each site, and how long it all took."""
+
+    run: str
+    status: str
+    folder: Path
+    model: Path
+    sites: dict[str, SiteResult]
+    warnings: tuple[str, ...]
+    private: bool
+    seconds: float
+    steps: dict[str, float] = field(default_factory=dict)
+
+    def as_data(self) -> dict[str, Any]:
+        """Return it as plain data, for JSON."""
+        return asdict(self) | {"folder": str(self.folder), "model": str(self.model)}
+
+
+def run_demo(options: DemoOptions, console: Console) -> DemoResult:
+    """Run the demo and show it on `console`.
+
+    Guarantees: however it ends, no process that it started is left. Without `options.keep` the folder is a temporary
+    one, which is removed unless the run was completed (then it stays, without images, so that it can be looked at).
+
+    Raises
+    ------
+    RunError
+        A process failed: with the end of its log.
+    UsageError, DataError
+        The folder or the data can't be used.
+    KeyboardInterrupt
+        Ctrl-C, or SIGTERM or SIGHUP.
+    """
+    folder = options.keep or Path(tempfile.mkdtemp(prefix="wardround-demo-"))
+    ours = options.keep is None or not options.keep.exists()
+    try:
+        with ending_on_signals():
+            result = _Demo(options, folder, console).run()
+    except BaseException:
+        if ours:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    if options.keep is None:
+        _drop_images(folder, result)
+    show_table(result, console, kept=options.keep is not None)
+    return result
+
+
+def _drop_images(folder: Path, result: DemoResult) -> None:
+    for path in (folder / "data", folder / "intake", *(folder.glob("kits/sites/*/cache"))):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+class _Demo:
+    """One demo under way."""
+
+    def __init__(self, options: DemoOptions, folder: Path, console: Console) -> None:
+        self._options, self._folder, self._console = options, folder, console
+        self._started = time.monotonic()
+        self._cores = os.cpu_count() or 1
+        self._steps: dict[str, float] = {}
+
+    def run(self) -> DemoResult:
+        """Do it all."""
+        names = [hospital.name for hospital in make_hospitals(self._options.sites)]
+        with self._step("federation") as done:
+            federation = create_federation(
+                self._folder, names, collection=COLLECTION, private=self._options.private
+            )
+            done(f"an authority, and kits for the coordinator and {len(names)} hospitals; each key made at its site")
+        # Sites and coordinator share the cores: one thread each does more than many that wait for each other.
+        threads = str(max(1, self._cores // len(names)))
+        environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "COLUMNS": "200"}
+        with Crew(federation.logs, environment) as crew:
+            labels = self._write_images(crew, federation)
+            images = self._import(crew, federation)
+            self._write_job(federation, labels)
+            run = self._start(crew, federation)
+            with self._timed("training"):
+                show_rounds(federation.coordinator_kit, run, self._console, crew.check)
+            own = self._baselines(crew, federation)
+        return self._result(federation, run, images, own)
+
+    def _write_images(self, crew: Crew, federation: LocalFederation) -> OwnData:
+        options = self._options
+        with self._step("images") as done:
+            if options.data is not None:
+                own = split_folder(
+                    options.data, federation, seed=options.seed, allow_identified=options.allow_identified
+                )
+                done(f"{sum(own.files.values()):,} files of {options.data} split by patient")
+                return own
+            commands = {}
+            for index, hospital in enumerate(make_hospitals(options.sites)):
+                patients = max(FEWEST_PHANTOMS, round(hospital.patients * options.patients))
+                commands[f"images of {hospital.name}"] = [
+                    sys.executable, "-m", "simulations.hospitals",
+                    str(index), str(federation.data(hospital.name)), str(options.seed), str(patients),
+                ]  # fmt: skip
+            crew.run_all(commands, at_once=self._cores)
+            files = {site: sum(1 for _ in federation.data(site).rglob("*.dcm")) for site in federation.sites}
+            done(f"{sum(files.values()):,} DICOM files of phantoms, each hospital's from its own kind of scanner")
+        return OwnData(LABELS, False, files)
+
+    def _import(self, crew: Crew, federation: LocalFederation) -> dict[str, dict[str, Any]]:
+        command = [*wardround_command(), "site", "import", "--collection", COLLECTION, "--json"]
+        identified = ["--allow-identified"] if self._options.allow_identified else []
+        with self._step("import") as done:
+            reports = crew.run_all({
+                f"import at {site}": [
+                    *command, *identified, "--kit", str(federation.site_kit(site)),
+                    "--labels", str(federation.data(site) / LABELS_FILE), str(federation.data(site)),
+                ]
+                for site in federation.sites
+            }, at_once=self._cores)  # fmt: skip
+            summaries = {name.removeprefix("import at "): json.loads(text)["summary"] for name, text in reports.items()}
+            done(", ".join(f"{site} {summaries[site]['patients']:,} patients" for site in federation.sites))
+        return summaries
+
+    def _write_job(self, federation: LocalFederation, data: OwnData) -> None:
+        text = job_text(self._options, federation.sites, data)
+        write_atomically(federation.job, text.encode())
+
+    def _start(self, crew: Crew, federation: LocalFederation) -> str:
+        """Start the coordinator and the sites, ask for the run, and return its name once every site is connected."""
+        wardround, kit = wardround_command(), str(federation.coordinator_kit)
+        with self._step("start") as done:
+            crew.start("coordinator", [*wardround, "coordinator", "start", kit, "--host", "127.0.0.1"])
+            for site in federation.sites:
+                crew.start(f"site {site}", [*wardround, "site", "start", str(federation.site_kit(site))])
+            asked = crew.run_all(
+                {"run": [*wardround, "run", str(federation.job), "--kit", kit, "--json"]}, at_once=1
+            )
+            done(f"a coordinator at {federation.address} and {len(federation.sites)} sites: processes, over TLS gRPC")
+        return str(json.loads(asked["run"])["run"])
+
+    def _baselines(self, crew: Crew, federation: LocalFederation) -> dict[str, dict[str, float]]:
+        command = [*wardround_command(), "site", "baseline", str(federation.job), "--json", "--kit"]
+        with self._step("comparison") as done:
+            outputs = crew.run_all(
+                {f"own model of {site}": [*command, str(federation.site_kit(site))] for site in federation.sites},
+                at_once=self._cores,
+            )
+            done("each hospital's own model, trained there from its own images alone; nothing left")
+        return {name.removeprefix("own model of "): _metrics(json.loads(text)) for name, text in outputs.items()}
+
+    def _result(
+        self, federation: LocalFederation, run: str, images: dict[str, dict[str, Any]], own: dict[str, dict[str, float]]
+    ) -> DemoResult:
+        from common.kit import read_kit
+        from server.registry import open_registry
+
+        registry = open_registry(read_kit(federation.coordinator_kit, "coordinator"))
+        detail = registry.run_detail(run)
+        if detail.summary.status not in ("completed", "incomplete"):
+            raise RunError(f"run {run} is {detail.summary.status}: {detail.summary.reason} (logs: {federation.logs})")
+        tested = {row.site: row for record in detail.rounds if record.kind == "test" for row in record.sites}
+        trained = {row.site: row.metrics for record in detail.rounds if record.kind == "train" for row in record.sites
+                   if row.status == "aggregated"}  # fmt: skip
+        sites = {
+            site: SiteResult(
+                images=images[site]["images"], patients=images[site]["patients"], own=own[site],
+                common=_metrics(tested[site].metrics) if site in tested else {},
+                epsilon=trained.get(site, {}).get("privacy.epsilon"), delta=trained.get(site, {}).get("privacy.delta"),
+            )
+            for site in federation.sites
+        }  # fmt: skip
+        kept = next(model for model in sorted(detail.models, key=lambda model: model.kind))
+        return DemoResult(
+            run=run, status=detail.summary.status, folder=self._folder, model=registry.folder / kept.path, sites=sites,
+            warnings=detail.warnings, private=self._options.private,
+            seconds=time.monotonic() - self._started, steps=self._steps,
+        )  # fmt: skip
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self._steps[name] = round(time.monotonic() - started, 1)
+
+    @contextmanager
+    def _step(self, name: str) -> Iterator[Any]:
+        """Show a spinner while the block works, then a line with what it gave to the yielded function."""
+        said: list[str] = []
+        with self._timed(name), self._console.status(name):
+            yield said.append
+        self._console.print(
+            f"[green]\u2713[/] [bold]{name:<11}[/] {self._steps[name]:>5.1f} s  {' '.join(said)}", highlight=False
+        )
+
+
+def _metrics(metrics: Any) -> dict[str, float]:
+    return {name.removeprefix("eval."): value for name, value in metrics.items() if name.startswith("eval.")}
+
+
+def job_text(options: DemoOptions, sites: tuple[str, ...], data: OwnData) -> str:
+    """Return the demo's job as TOML."""
+    size = 64 if options.data else 32
+    lines = [
+        'name = "demo"', 'description = "the demo of Ward Round"', f"sites = {json.dumps(list(sites))}",
+        f"seed = {options.seed}", "",
+        "[task]", f"labels = {json.dumps(list(data.labels), ensure_ascii=False)}",
+        f"multilabel = {json.dumps(data.multilabel)}", "",
+        "[data]", f'collection = "{COLLECTION}"', f"size = [{size}, {size}]", "",
+        "[network]", 'name = "small-cnn"', "",
+        "[training]", "learning_rate = 0.1", "batch_size = 64", "local_epochs = 1", "",
+        "[aggregation]", 'strategy = "fedavg"', f"rounds = {options.rounds}", f"min_sites = {len(sites)}", "",
+        "[privacy]", f'mechanism = "{"dp-sgd" if options.private else "none"}"', "epsilon = 8.0", "delta = 1e-5", "",
+    ]  # fmt: skip
+    return "\n".join(lines)

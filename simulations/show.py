@@ -1,0 +1,149 @@
+"""What the demo shows: rounds as the registry has them, and the table at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from server.records import RoundRecord
+    from simulations.demo import DemoResult, SiteResult
+
+LOOK_SECONDS = 0.25
+UNDER_WAY = ("queued", "running")
+BAR_CELLS = 16
+
+
+def show_rounds(coordinator_kit: Path, run: str, console: Console, check: Callable[[], None]) -> None:
+    """Show each round of `run` as it is committed, until the run ends; `check` raises when a process has died."""
+    from common.kit import read_kit
+    from server.registry import open_registry
+
+    registry = open_registry(read_kit(coordinator_kit, "coordinator"))
+    shown = 0
+    with _progress(console) as progress:
+        task = progress.add_task("training", total=None)
+        while True:
+            check()
+            detail = registry.run_detail(run)
+            waiting = ", ".join((detail.summary.progress or {}).get("waiting", ()))
+            progress.update(
+                task, total=detail.summary.rounds, completed=detail.summary.done,
+                description=f"training at {waiting}" if waiting else "training",
+            )  # fmt: skip
+            # A model is evaluated at the start of the next exchange: its line needs both records.
+            pairs = list(zip((None, *detail.rounds), detail.rounds, strict=False))
+            for before, record in pairs[shown:]:
+                if line := _line(before, record, detail.summary.rounds):
+                    progress.console.print(line, highlight=False)
+            shown = len(pairs)
+            if detail.summary.status not in UNDER_WAY:
+                return
+            time.sleep(LOOK_SECONDS)
+
+
+def _progress(console: Console) -> Progress:
+    text = TextColumn("{task.description}")
+    return Progress(
+        SpinnerColumn(), text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console, transient=True
+    )
+
+
+def _line(before: RoundRecord | None, record: RoundRecord, rounds: int) -> str:
+    """One model: how it came to be (the round `before`), and how good the next exchange found it."""
+    if record.kind == "test":
+        return ""
+    loss, score = _mean(record, "eval.loss"), record.score
+    quality = f"loss {_number(loss)}  AUC {_number(score)} {_bar(score)}"
+    if before is None:
+        return f"  {'before training':<15}  {quality}"
+    if before.status == "no quorum":
+        return f"  [red]round {before.number}: {before.reason}[/]"
+    epsilon = max((site.metrics.get("privacy.epsilon", 0.0) for site in before.sites), default=0.0)
+    megabytes = sum(site.sent + site.received for site in before.sites) / 1e6
+    spent = f"epsilon {epsilon:.2f}  " if epsilon else ""
+    return (
+        f"  {f'round {before.number}/{rounds}':<15}  {quality}  {spent}{before.seconds:.1f} s  {megabytes:.1f} MB"
+    )
+
+
+def _mean(record: RoundRecord, metric: str) -> float | None:
+    from server.records import weighted_mean
+
+    return weighted_mean((site.metrics.get(metric), site.metrics.get("eval.images", 0.0)) for site in record.sites)
+
+
+def _bar(score: float | None) -> str:
+    """AUC from 0.5 (a guess) to 1 as a bar."""
+    cells = round(BAR_CELLS * min(1.0, max(0.0, (score or 0.0) * 2 - 1)))
+    return f"[green]{'█' * cells}[/][dim]{'░' * (BAR_CELLS - cells)}[/]"
+
+
+def show_table(result: DemoResult, console: Console, *, kept: bool) -> None:
+    """Show what came out, and how to look further."""
+    console.print(_table(result))
+    privacy = "with the same differential privacy" if result.private else "without privacy, as the federation"
+    console.print(f"[dim]Own model: trained at the site from its own images alone, as many passes, {privacy}; "
+                  "AUC on the site's own test patients, with 95 % intervals.[/]", highlight=False)  # fmt: skip
+    for warning in result.warnings:
+        console.print(f"[yellow]! {warning}[/]", highlight=False)
+    console.print(f"Run [bold]{result.run}[/] {result.status} in {result.seconds:.0f} s; the model: {result.model}",
+                  highlight=False, soft_wrap=True)  # fmt: skip
+    console.print("Look further:", highlight=False)
+    for line in further(result, kept=kept):
+        console.print(f"  {line}", highlight=False, soft_wrap=True, markup=False)
+
+
+def further(result: DemoResult, *, kept: bool) -> list[str]:
+    """Return the commands that show more of what the demo made."""
+    kits = result.folder / "kits"
+    first = next(iter(result.sites))
+    lines = [
+        f"wardround runs show {result.run} --kit {kits / 'coordinator'}",
+        f"wardround site releases --kit {kits / 'sites' / first}",
+    ]
+    if not kept:
+        return [*lines, f"rm -r {result.folder}    # when done; --keep FOLDER keeps the images too, to train again"]
+    return [
+        *lines,
+        f"wardround coordinator start {kits / 'coordinator'}",
+        *(f"wardround site start {kits / 'sites' / site}" for site in result.sites),
+        f"wardround run {result.folder / 'job.toml'} --kit {kits / 'coordinator'} --follow",
+    ]
+
+
+def _table(result: DemoResult) -> Table:
+    table = Table("hospital", "patients", "images", "own model", "common model")
+    table.title = "AUC on each hospital's test patients"
+    if result.private:
+        table.add_column("epsilon spent")
+    for name, site in result.sites.items():
+        spent = [f"{site.epsilon:.2f} (delta {site.delta:g})" if site.epsilon is not None else "-"]
+        table.add_row(name, f"{site.patients:,}", f"{site.images:,}", _interval(site.own), _interval(site.common),
+                      *(spent if result.private else []))  # fmt: skip
+    sites = list(result.sites.values())
+    table.add_section()
+    table.add_row("mean", "", "", _number(_mean_auc(sites, "own")), _number(_mean_auc(sites, "common")), style="bold")
+    return table
+
+
+def _mean_auc(sites: list[SiteResult], which: str) -> float | None:
+    values = [metrics["auc"] for site in sites if "auc" in (metrics := site.own if which == "own" else site.common)]
+    return fmean(values) if values else None
+
+
+def _interval(metrics: dict[str, float]) -> str:
+    if "auc_low" not in metrics:
+        return _number(metrics.get("auc"))
+    return f"{metrics['auc']:.3f} ({metrics['auc_low']:.3f} to {metrics['auc_high']:.3f})"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
