@@ -63,8 +63,9 @@ def _line_of(text: str, location: Location) -> str:
     """`:LINE` of the key, else of the table that it is in, else nothing."""
     best_depth, best_line = 0, 0
     for number, place in _places(text):
-        if len(place) > best_depth and place == location[: len(place)]:
-            best_depth, best_line = len(place), number
+        depth = min(len(place), len(location))
+        if depth > best_depth and place[:depth] == location[:depth]:
+            best_depth, best_line = depth, number
     return f":{best_line}" if best_line else ""
 
 

@@ -91,3 +91,15 @@ def full_disk():
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     return limited
+
+
+@pytest.fixture
+def tool():
+    """The path of a command that is not ours, or a skip that says which is absent."""
+
+    def find(name: str) -> str:
+        if (path := shutil.which(name)) is None:
+            pytest.skip(f"the {name} command is absent: install it to check keys and certificates with it")
+        return path
+
+    return find

@@ -1,7 +1,6 @@
 """The certificates are what they say: checked with OpenSSL, with real TLS handshakes, and against Flower's own code."""
 
 import contextlib
-import shutil
 import socket
 import ssl
 import subprocess
@@ -132,9 +131,8 @@ def test_grpc_refuses_another_federations_authority(kits, tmp_path):
 
 
 @pytest.fixture
-def openssl():
-    if (command := shutil.which("openssl")) is None:
-        pytest.skip("the openssl command is absent: install it to check the certificates with it")
+def openssl(tool):
+    command = tool("openssl")
 
     def run(*arguments):
         return subprocess.run([command, *map(str, arguments)], capture_output=True, text=True, timeout=30, check=False)
