@@ -96,7 +96,7 @@ def _run(
             registry.interrupt_running()  # whatever "runs" without a coordinator was cut off
         registry.resume(name)
     else:
-        from certs.kits import read_roster
+        from certs.roster import read_roster
         from common.job import read_job
         from server.submission import submit_job
 

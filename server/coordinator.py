@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from certs.checks import check_identity, identity_warning
-from certs.kits import AdmittedSite, read_roster
+from certs.checks import kit_warnings, require_usable
+from certs.roster import AdmittedSite, read_roster
 from common.errors import UsageError, WardroundError
 from common.kit import Kit
 from server.records import CoordinatorSeen, SiteSeen
@@ -43,8 +43,8 @@ def serve(kit: Kit, *, stop: threading.Event, listen: str | None = None) -> None
     DataError
         The registry can't be used.
     """
-    check_identity(kit)
-    if warning := identity_warning(kit):
+    require_usable(kit)
+    for warning in kit_warnings(kit):
         log.warning("%s", warning)
     with _only_one(kit):
         registry = open_registry(kit)

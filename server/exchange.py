@@ -1,7 +1,7 @@
 """One exchange with the sites: a request goes out to each, replies come in lazily, one in memory at a time.
 
-Knows Flower's Grid and nothing of training. A site that is away is no error: its message waits, and is sent again
-when Flower says that it was lost, until the exchange closes.
+Knows Flower's Grid and nothing of training. A site that is away is no error: it is sent its message when it comes,
+and again when Flower says that the message was lost, until the exchange closes.
 """
 
 from __future__ import annotations
@@ -87,12 +87,14 @@ class Exchange:
         Stopped
             `stopped()` became true.
         """
-        started, pause, roll_call = time.monotonic(), SHORTEST_PAUSE, 0.0
+        started, pause, roll_call = time.monotonic(), SHORTEST_PAUSE, float("-inf")
         self._unsent = set(self.sites)
-        self._send(self.sites)
         while self.waiting:
             if self.stopped():
                 raise Stopped
+            if time.monotonic() - roll_call > ROLL_CALL_SECONDS:
+                roll_call = time.monotonic()
+                self._call_the_roll()
             some = False
             for message_id in tuple(self.open):
                 for message in self.grid.pull_messages([message_id]):
@@ -103,9 +105,6 @@ class Exchange:
                         yield reply
             if self.deadline is not None and time.monotonic() - started > self.deadline:
                 return
-            if self.waiting and time.monotonic() - roll_call > ROLL_CALL_SECONDS:
-                roll_call = time.monotonic()
-                self._call_the_roll()
             pause = SHORTEST_PAUSE if some else min(LONGEST_PAUSE, pause * 1.3)
             if self.waiting and not some:
                 time.sleep(pause)
@@ -140,7 +139,7 @@ class Exchange:
         seconds = time.monotonic() - self._sent_at[site]
         if message.has_error():
             if message.error.code in UNREACHED:
-                log.info("%s is away: its message waits", site)
+                log.info("%s went away: it is asked again when it is back", site)
                 self._unsent.add(site)
                 return None
             reason = (message.error.reason or "no reason given").strip().splitlines()[-1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -40,7 +39,7 @@ def write_model(path: Path, tensors: Tensors, provenance: Provenance) -> tuple[s
     Guarantees: the file is there in full or not at all. Raises RunError when the disk can't take it.
     """
     fields = {name: str(value) for name, value in asdict(provenance).items()}
-    content = save(tensors, metadata={**fields, "order": json.dumps(list(tensors))})
+    content = save(tensors, metadata=fields)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
@@ -50,7 +49,7 @@ def write_model(path: Path, tensors: Tensors, provenance: Provenance) -> tuple[s
 
 
 def read_model(path: Path, sha256: str) -> Tensors:
-    """Read a model of the registry, in its order of tensors. Raises UpdateError if it is not the file that was kept."""
+    """Read a model of the registry. Raises UpdateError if it is not the file that was kept."""
     try:
         if sha256_file(path) != sha256:
             raise UpdateError(f"{path}: the model is not the one that the registry kept: its SHA-256 differs")
@@ -75,9 +74,8 @@ def read_checkpoint(path: Path, like: Tensors) -> Tensors:
 def _read(path: Path) -> Tensors:
     try:
         with safe_open(path, framework="numpy") as file:
-            names = json.loads((file.metadata() or {}).get("order", "null")) or list(file.keys())
-            return {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, ValueError, TypeError) as error:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    except (SafetensorError, ValueError) as error:
         raise UpdateError(f"{path}: no safetensors file, or a damaged one: {error}") from error
     except OSError as error:
         raise UpdateError(f"{path}: the model can't be read: {error.strerror or error}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
-from flwr.app import Error, Message
+from flwr.app import Error, Message, MessageType
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -76,6 +76,25 @@ class PlaygroundGrid(Grid):
             return None
         del self._waiting[message_id]
         return Message(answer if isinstance(answer, Error) else encode_answer(answer), reply_to=message)
+
+
+class NamelessGrid(PlaygroundGrid):
+    """A grid of stock Flower: nobody knows a node's name until it is asked."""
+
+    def push_messages(self, messages):
+        queries = [message for message in messages if message.metadata.message_type == MessageType.QUERY]
+        for message in queries:
+            message.metadata.__dict__["_message_id"] = f"q{message.metadata.dst_node_id}"
+            self._waiting[message.metadata.message_id] = message
+        return [m.metadata.message_id for m in queries] or super().push_messages(messages)
+
+    def _pull(self, message_id):
+        message = self._waiting.get(message_id)
+        if message is None or message.metadata.message_type != MessageType.QUERY:
+            return super()._pull(message_id)
+        del self._waiting[message_id]
+        name = self.claims[self.name_of(message.metadata.dst_node_id)]
+        return Message(encode_answer(Answer(name, "", 0, "ok")), reply_to=message)
 
 
 def job_of(sites: Iterable[str] = ("north", "south", "west"), aggregation: str = "rounds = 3") -> Job:

@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 from playground import job_of, model_of
 
+from certs.admission import admit
 from certs.enrol import accept, enrol
-from certs.kits import admit, create_kits
+from certs.kits import create_kits
 from common.federation import read_federation
 from common.kit import read_kit
 from server.modelfiles import read_checkpoint

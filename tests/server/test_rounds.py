@@ -149,7 +149,22 @@ def test_a_round_waits_for_a_site_that_is_away_until_it_is_back(federation):
 
     book = run(job_of(aggregation="rounds = 1"), grid, stopped=come_back)
     assert book.train().named("aggregated") == ("north", "south", "west")
-    assert book.status("south").seconds > 1
+    assert book.train().seconds > 1
+
+
+def test_a_site_that_goes_away_while_it_is_asked_is_asked_again_when_it_is_back(federation):
+    grid, slow = PlaygroundGrid(federation), HonestSite("south", 700)
+    began = time.monotonic()
+
+    def come_and_go():
+        grid.away = {"south"} if 0.2 < time.monotonic() - began < 0.6 else set()
+        return False
+
+    federation["south"] = lambda request: slow(request) if time.monotonic() - began > 0.6 else None
+    grid.behaviours[grid.node_ids["south"]] = federation["south"]
+    book = run(job_of(aggregation="rounds = 1"), grid, stopped=come_and_go)
+    assert book.train().named("aggregated") == ("north", "south", "west")
+    assert [site for site, request in grid.asked if request.kind == "train"].count("south") == 2
 
 
 def test_a_deadline_closes_the_round_and_tells_late_from_unreached(federation):

@@ -3,33 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from flwr.app import Message, MessageType
-from playground import PlaygroundGrid, job_of
+from playground import NamelessGrid, job_of
 
 from common.errors import JobError, RunError
-from common.update import Answer, encode_answer
 from server import app
 
 TEXT = 'name = "chest"\nsites = ["north", "south"]\n[task]\nlabels = ["no", "yes"]\n[data]\ncollection = "c"\n'
-
-
-class NamelessGrid(PlaygroundGrid):
-    """A grid of stock Flower: nobody knows a node's name until it is asked."""
-
-    def push_messages(self, messages):
-        queries = [message for message in messages if message.metadata.message_type == MessageType.QUERY]
-        for message in queries:
-            message.metadata.__dict__["_message_id"] = f"q{message.metadata.dst_node_id}"
-            self._waiting[message.metadata.message_id] = message
-        return [m.metadata.message_id for m in queries] or super().push_messages(messages)
-
-    def _pull(self, message_id):
-        message = self._waiting.get(message_id)
-        if message is None or message.metadata.message_type != MessageType.QUERY:
-            return super()._pull(message_id)
-        del self._waiting[message_id]
-        name = self.claims[self.name_of(message.metadata.dst_node_id)]
-        return Message(encode_answer(Answer(name, "", 0, "ok")), reply_to=message)
 
 
 def test_nodes_are_known_by_the_names_they_say(federation):

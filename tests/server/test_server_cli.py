@@ -11,8 +11,9 @@ import pytest
 from playground import HonestSite, PlaygroundGrid, job_of, model_of
 from typer.testing import CliRunner
 
+from certs.admission import admit
 from certs.enrol import enrol
-from certs.kits import admit, create_kits
+from certs.kits import create_kits
 from common.errors import RunError, UsageError
 from common.federation import read_federation
 from common.kit import read_kit
