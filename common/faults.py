@@ -43,7 +43,7 @@ def _explain_one(fault: ErrorDetails, meanings: dict[str, str]) -> str:
         return f'unknown key "{key}"{hint}'
     meaning = meanings.get(key, "")
     if fault["type"] == "missing":
-        return f'"{key}" is missing: {meaning or "it is needed"}'
+        return f'"{key}" is missing: {meaning or "this table is needed"}'
     problem = fault["msg"].removeprefix("Value error, ")
     subject = f'"{key}": ' if key else ""
     given = "" if fault["type"] == "value_error" else f", got {fault['input']!r}"
@@ -51,11 +51,14 @@ def _explain_one(fault: ErrorDetails, meanings: dict[str, str]) -> str:
 
 
 def _nearest(key: str, known: list[str]) -> str:
-    """The known key most like `key`: by its whole dotted name, else by its last part alone."""
+    """The known key most like `key`: the same in another table, else by its dotted name, else by its last part."""
+    last = {name.rsplit(".", 1)[-1]: name for name in reversed(known)}
+    own_last = key.rsplit(".", 1)[-1]
+    if own_last in last:
+        return last[own_last]
     if whole := difflib.get_close_matches(key, known, n=1, cutoff=0.6):
         return whole[0]
-    last = {name.rsplit(".", 1)[-1]: name for name in reversed(known)}
-    close = difflib.get_close_matches(key.rsplit(".", 1)[-1], list(last), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(own_last, list(last), n=1, cutoff=0.6)
     return last[close[0]] if close else ""
 
 

@@ -6,7 +6,6 @@ A job is data only. The same job has the same digest on every machine: the diges
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import tomllib
@@ -15,9 +14,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
 
 from common.errors import JobError
+from common.faults import explain
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
@@ -202,8 +201,7 @@ def _validated(table: Any, source: str, text: str) -> Job:
     try:
         return Job.model_validate(table)
     except ValidationError as error:
-        lines = [f"{source}{_line_of(text, fault['loc'])}: {_explain(fault)}" for fault in error.errors()]
-        raise JobError("\n".join(lines)) from error
+        raise JobError(explain(error, Job, source, text)) from error
 
 
 def key_table() -> list[tuple[str, str, str]]:
@@ -230,43 +228,3 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return ""
     return json.dumps(field.get_default(call_default_factory=True))
-
-
-def _explain(fault: ErrorDetails) -> str:
-    """One fault as one line: the dotted key, what is wrong, the key's meaning, and for a wrong key the nearest one."""
-    parts = [part for part in fault["loc"] if isinstance(part, str)]
-    key = ".".join(parts) or "job"
-    meanings = describe_keys()
-    if fault["type"] == "extra_forbidden":
-        known = [*meanings, *Job.model_fields]
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or [
-            name
-            for name in known
-            if name.rsplit(".", 1)[-1]
-            in difflib.get_close_matches(parts[-1], [other.rsplit(".", 1)[-1] for other in known], n=1, cutoff=0.6)
-        ]
-        hint = f'; did you mean "{near[0]}" ({meanings.get(near[0], "a table")})?' if near else ""
-        return f'unknown key "{key}"{hint}'
-    if fault["type"] == "missing":
-        return f'"{key}" is missing: {meanings.get(key, "a table that every job needs")}'
-    meaning = f" ({meanings[key]})" if key in meanings else ""
-    given = "" if fault["type"] == "value_error" else f", got {fault['input']!r}"
-    problem = fault["msg"].removeprefix("Value error, ")
-    return f'"{key}": {problem[0].lower()}{problem[1:]}{given}{meaning}'
-
-
-def _line_of(text: str, location: tuple[int | str, ...]) -> str:
-    """`:LINE` of the key (or else its table's heading) in the TOML text, or nothing where it can't be told."""
-    parts = [part for part in location if isinstance(part, str)]
-    section, found = "", 0
-    for number, line in enumerate(text.splitlines(), start=1):
-        stripped = line.strip()
-        if stripped.startswith("["):
-            section = stripped.strip("[] ")
-            if parts[:1] == [section]:
-                found = number
-        elif "=" in stripped:
-            name = stripped.split("=", 1)[0].strip().strip('"')
-            if [*([section] if section else []), name] == parts[: 2 if section else 1]:
-                return f":{number}"
-    return f":{found}" if found else ""

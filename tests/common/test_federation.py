@@ -90,6 +90,7 @@ def test_an_address_that_no_site_could_connect_to_is_refused(address, says):
     [
         ("address =", "adress =", 'f.toml:4: unknown key "coordinator.adress"; did you mean "coordinator.address"'),
         ("title =", "titel =", 'f.toml:10: unknown key "sites.titel"; did you mean "sites.title"'),
+        ("dns =", "title =", 'f.toml:5: unknown key "coordinator.title"; did you mean "sites.title"'),
         ("[[sites]]", "[[site]]", 'f.toml:8: unknown key "site"; did you mean "sites"'),
         ('"192.0.2.10"', '"host"', 'f.toml:6: "coordinator.addresses": "host" is no IPv4 or IPv6 address'),
         ('"Second.example.org"', '"192.0.2.1"', 'f.toml:5: "coordinator.dns": "192.0.2.1" is an address, not a name'),
