@@ -6,6 +6,7 @@ import dataclasses
 import json
 import signal
 import threading
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,14 @@ from rich.table import Table
 from common.kit import find_kit
 
 app = typer.Typer(no_args_is_help=True, help="A hospital's side: enrol, import images, check, start.")
+
+
+class PatientFrom(StrEnum):
+    """Whose image a file without a header is."""
+
+    FILE = "file"
+    FOLDER = "folder"
+
 
 KitOption = Annotated[
     Path | None, typer.Option("--kit", help="The site's kit folder (default: $WARDROUND_KIT, else the current folder).")
@@ -75,8 +84,8 @@ def import_(
     ] = None,
     label_column: Annotated[str, typer.Option(help="The label file's column of labels.")] = "label",
     patient_from: Annotated[
-        str, typer.Option(help='Whose image a PNG, JPEG or NIfTI is: each "file" a patient, or each "folder".')
-    ] = "file",
+        PatientFrom, typer.Option(help='Whose image a PNG, JPEG or NIfTI is: each "file" a patient, or each "folder".')
+    ] = PatientFrom.FILE,
     modality: Annotated[list[str] | None, typer.Option(help="Index only these DICOM modalities (repeatable).")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the split by patient, at the first import.")] = None,
     kit: KitOption = None,
@@ -94,7 +103,7 @@ def import_(
         allow_burned_in=allow_burned_in,
         key_column=key_column,
         label_column=label_column,
-        patient_from=patient_from,
+        patient_from="folder" if patient_from is PatientFrom.FOLDER else "file",
         modalities=tuple(modality or ()),
         seed=seed,
     )

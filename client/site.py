@@ -13,10 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from common.networks import build_network, load_tensors, tensors_of
-from common.privacy import Spending, noise_for
-from common.tasks.registry import build_task
-from common.tasks.task import Task
 
 from client.catalog import Catalog
 from client.dataset import CaseSet, open_cases
@@ -27,6 +23,10 @@ from client.training import Mechanism, Plan, evaluate, pick_device, plan_steps, 
 from common.errors import RefusedError, UpdateError, WardroundError
 from common.job import Job
 from common.kit import read_kit
+from common.networks import build_network, load_tensors, tensors_of
+from common.privacy import Spending
+from common.tasks.registry import build_task
+from common.tasks.task import Task
 from common.update import Answer, Request
 
 CATALOG_FILE, LEDGER_FILE, CACHE_FOLDER = "catalog.sqlite", "ledger.sqlite", "cache"
@@ -217,7 +217,6 @@ class Site:
             plan.steps_per_round * rounds_left,
             epsilon=privacy.epsilon,
             delta=privacy.delta,
-            noise_for=noise_for,
             current=self._noise.get(request.run) or (spent[-1].noise_multiplier if spent else None),
         )
         self._noise[request.run] = noise

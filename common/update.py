@@ -103,7 +103,7 @@ def encode_tensors(tensors: Mapping[str, np.ndarray]) -> ArrayRecord:
 
 
 def decode_tensors(record: ArrayRecord, where: str) -> Tensors:
-    """Decode tensors, in no promised order. Raises UpdateError (naming `where`) if they are anything but safetensors."""
+    """Decode tensors, in no promised order. Raises UpdateError, naming `where`, if they are not safetensors."""
     if list(record) != [PACKED] or record[PACKED].stype != SAFETENSORS:
         kinds = ", ".join(sorted({array.stype[:20] for array in record.values()})) or "nothing"
         raise UpdateError(f"{where}: the tensors are serialised as {kinds}; only safetensors is accepted")

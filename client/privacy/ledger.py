@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import datetime
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.privacy import Spending, epsilon_of
-
 from common.errors import DataError, RefusedError
+from common.privacy import Spending, epsilon_of, noise_for
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS spending (
@@ -70,7 +69,7 @@ class Ledger:
         columns = "collection, run, job_digest, round, unit, delta, noise_multiplier, sample_rate, steps"
         with self._connect() as connection:
             rows = connection.execute(f"SELECT {columns} FROM spending ORDER BY id").fetchall()  # noqa: S608
-        return [Entry(*row[:6], spending=Spending(*row[6:])) for row in rows]
+        return [Entry(row[0], row[1], row[2], row[3], row[4], row[5], Spending(*row[6:])) for row in rows]
 
     def spend(self, entry: Entry, *, run_limit: float, life_limit: float) -> float:
         """Write `entry` and return the run's epsilon including it; on return it is on the disk.
@@ -148,7 +147,6 @@ def calibrate(
     *,
     epsilon: float,
     delta: float,
-    noise_for: Callable[..., float],
     current: float | None,
 ) -> float:
     """Return the noise multiplier for `steps` more steps such that the whole run stays within (`epsilon`, `delta`).

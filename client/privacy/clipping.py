@@ -1,0 +1,188 @@
+"""How a sample's clipped gradients are made and summed: engines behind one interface.
+
+Every unit contributes the gradient of the mean loss over its images, scaled down to the clip norm if it is longer.
+
+Guarantees, for every engine: adding or removing one unit changes the sum by at most `clip_norm` in L2 norm. A gradient
+of norm 0 contributes 0; one with a NaN or an infinity contributes 0; the norm is that over all parameters together.
+
+References: Abadi et al., CCS 2016 (clipping); Yousefpour et al., "Opacus", 2021 (per-sample gradients by hooks).
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+Gradients = list[Tensor]
+"""One tensor a trainable parameter, in the order of `nn.Module.parameters()`."""
+Loss = Callable[[Tensor, Tensor], Tensor]
+AGREEMENT = 1e-6
+PROOF_UNITS = 4
+log = logging.getLogger("wardround.privacy")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The images of a step's units, ready for the network; `sizes`: how many of the rows each unit has, in order."""
+
+    images: Tensor
+    targets: Tensor
+    sizes: tuple[int, ...]
+
+
+class Engine(Protocol):
+    """Makes the sum of the units' clipped gradients, and the sum of their losses."""
+
+    def __call__(self, network: nn.Module, loss: Loss, sample: Sample, clip_norm: float) -> tuple[Gradients, float]:
+        """Return the sums over the sample's units. The network's parameters are not changed, nor their `.grad`."""
+
+
+def plain(network: nn.Module, loss: Loss, sample: Sample, clip_norm: float) -> tuple[Gradients, float]:
+    """One ordinary backward pass a unit, clipped and accumulated: right for every network, the truth for the others."""
+    parameters = _trainable(network)
+    total, losses, start = [torch.zeros_like(parameter) for parameter in parameters], 0.0, 0
+    for size in sample.sizes:
+        rows = slice(start, start + size)
+        start += size
+        value = loss(network(sample.images[rows]), sample.targets[rows]).mean()
+        found = torch.autograd.grad(value, parameters, allow_unused=True)
+        gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+        factor = clip_factors(
+            torch.stack([gradient.float().pow(2).sum() for gradient in gradients]).sum().sqrt(), clip_norm
+        )
+        if float(factor) > 0:
+            for into, gradient in zip(total, gradients, strict=True):
+                into.add_(gradient * factor)
+        losses += _finite(float(value.detach()))
+    return total, losses
+
+
+def hooks(network: nn.Module, loss: Loss, sample: Sample, clip_norm: float) -> tuple[Gradients, float]:
+    """Opacus' hooks: one pass for all images, a gradient an image, summed by unit, then clipped.
+
+    Only for networks on which it was shown to agree with `plain`: it refuses some, and on some it is wrong.
+    """
+    parameters = _trainable(network)
+    with _per_sample_gradients(network) as wrapped:
+        values = loss(wrapped(sample.images), sample.targets)
+        units = torch.repeat_interleave(
+            torch.arange(len(sample.sizes), device=values.device), torch.tensor(sample.sizes, device=values.device)
+        )
+        weights = 1.0 / torch.tensor(sample.sizes, device=values.device, dtype=values.dtype)
+        # The hooks take the sum's gradient apart by image, so each image's share of its unit's mean goes in here.
+        (values * weights[units]).sum().backward()  # type: ignore[no-untyped-call]
+        by_unit = [_sum_by(_grad_sample(parameter), units, len(sample.sizes)) for parameter in parameters]
+    norms = torch.stack([gradient.float().flatten(1).pow(2).sum(1) for gradient in by_unit]).sum(0).sqrt()
+    factors = clip_factors(norms, clip_norm)
+    keep = factors > 0
+    total = [torch.tensordot(factors[keep].to(g.dtype), g[keep], dims=1) for g in by_unit]
+    means = torch.zeros(len(sample.sizes), device=values.device).index_add_(
+        0, units, (values.detach() * weights[units]).float()
+    )
+    return total, float(torch.nan_to_num(means, nan=0.0, posinf=0.0, neginf=0.0).sum())
+
+
+ENGINES: dict[str, Engine] = {"plain": plain, "hooks": hooks}
+
+
+def clip_factors(norms: Tensor, clip_norm: float) -> Tensor:
+    """Return what each gradient is multiplied by: min(1, clip_norm / norm), or 0 where the norm is not finite."""
+    factors = torch.clamp(clip_norm / norms.clamp(min=torch.finfo(norms.dtype).tiny), max=1.0)
+    return torch.where(torch.isfinite(norms), factors, torch.zeros_like(factors))
+
+
+def choose_engine(network: nn.Module, loss: Loss, sample: Sample, clip_norm: float) -> str:
+    """Return "hooks" if on this very network it gives the gradients of `plain` and is faster, else "plain".
+
+    What is measured is not released, and no parameter is changed.
+    """
+    try:
+        worst = _proof(network, loss, _first_units(sample, PROOF_UNITS), clip_norm)
+    except Exception as error:
+        log.info("engine hooks does not take this network (plain is used): %s", str(error).splitlines()[0][:120])
+        return "plain"
+    if not worst <= AGREEMENT:
+        log.warning("engine hooks gives wrong gradients on this network (relative error %.2g): plain is used", worst)
+        return "plain"
+    seconds = {name: _seconds(engine, network, loss, sample, clip_norm) for name, engine in ENGINES.items()}
+    return min(seconds, key=lambda name: seconds[name])
+
+
+def _proof(network: nn.Module, loss: Loss, sample: Sample, clip_norm: float) -> float:
+    """How far hooks is from plain, in float64, where rounding can't make a pooling layer choose another pixel.
+
+    In evaluation mode: dropout and drop-connect would draw differently, and nothing else here depends on the mode.
+    """
+    exact = copy.deepcopy(network).double().eval()
+    floating = sample.targets.is_floating_point()
+    targets = sample.targets.double() if floating else sample.targets
+    exact_sample = Sample(sample.images.double(), targets, sample.sizes)
+    ours, truth = (engine(exact, loss, exact_sample, clip_norm)[0] for engine in (hooks, plain))
+    return disagreement(ours, truth)
+
+
+def _seconds(engine: Engine, network: nn.Module, loss: Loss, sample: Sample, clip_norm: float) -> float:
+    engine(network, loss, sample, clip_norm)  # the first pass pays for warming up
+    started = time.perf_counter()
+    engine(network, loss, sample, clip_norm)
+    return time.perf_counter() - started
+
+
+def _first_units(sample: Sample, count: int) -> Sample:
+    sizes = sample.sizes[:count]
+    rows = sum(sizes)
+    return Sample(sample.images[:rows], sample.targets[:rows], sizes)
+
+
+def disagreement(ours: Gradients, truth: Gradients) -> float:
+    """Return the relative L2 distance of two gradient sums."""
+    apart = math.sqrt(sum(float((a.float() - b.float()).pow(2).sum()) for a, b in zip(ours, truth, strict=True)))
+    return apart / (math.sqrt(sum(float(b.float().pow(2).sum()) for b in truth)) + 1e-12)
+
+
+def _trainable(network: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
+
+
+@contextmanager
+def _per_sample_gradients(network: nn.Module) -> Iterator[nn.Module]:
+    """Hang Opacus' hooks into the network, and take them out again whatever happens."""
+    from opacus.grad_sample import GradSampleModule
+
+    wrapped = GradSampleModule(network, strict=True, loss_reduction="sum")
+    try:
+        yield wrapped
+    finally:
+        for parameter in network.parameters():
+            parameter.grad = None
+            with suppress(AttributeError):
+                parameter.grad_sample = None  # type: ignore[attr-defined]
+        wrapped.remove_hooks()
+        wrapped.to_standard_module()
+
+
+def _grad_sample(parameter: nn.Parameter) -> Tensor:
+    found = parameter.grad_sample  # type: ignore[attr-defined]
+    # A layer that is used twice leaves a list: the gradient is the sum over its uses.
+    return torch.stack(found).sum(dim=0) if isinstance(found, list) else found
+
+
+def _sum_by(per_image: Tensor, units: Tensor, count: int) -> Tensor:
+    if len(per_image) == count:
+        return per_image
+    return torch.zeros((count, *per_image.shape[1:]), dtype=per_image.dtype, device=per_image.device).index_add_(
+        0, units, per_image
+    )
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else 0.0

@@ -1,0 +1,281 @@
+"""Local training and evaluation: SGD or AdamW, FedProx's pull, and DP-SGD.
+
+With privacy off, the same job, data, round and incoming model give the same bits on one machine. With privacy on,
+batches and noise come from the operating system's randomness and nothing is repeatable, as it must be.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from client.dataset import CaseSet
+from client.privacy.clipping import ENGINES, Gradients, Sample, choose_engine
+from client.privacy.noise import FastNoise, SecureNoise
+from client.privacy.sampling import PoissonSampler, sampling_rate, units_of
+from common.errors import JobError, UsageError
+from common.job import Job
+from common.tasks.task import Task
+
+EVALUATION_BATCH = 256
+SHIFT = 0.06
+"""Largest shift of light augmentation, as a share of the image's size."""
+_ENGINE_CHOICES: dict[tuple[str, str], str] = {}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a round at this site consists of. `sample_rate` is a unit's chance to be in a step (with DP)."""
+
+    steps_per_round: int
+    sample_rate: float
+    units: int
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """The noise that was paid for: its multiplier, and the sampling rate that it was accounted with."""
+
+    noise_multiplier: float
+    sample_rate: float
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """What a round of local training did: steps taken, mean loss over them, and wall-clock seconds."""
+
+    steps: int
+    loss: float
+    seconds: float
+
+
+def pick_device(wanted: str) -> torch.device:
+    """Return the device: "auto" is CUDA where there is one. Raises UsageError for one that is not there."""
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise UsageError(f'"{wanted}" is no device: use auto, cpu or cuda')
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UsageError("this machine has no CUDA device that torch can use: use --device cpu")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def plan_steps(job: Job, cases: CaseSet) -> Plan:
+    """Return the plan of a round: `local_epochs` passes over the images, or, with DP, over the units as expected."""
+    if not job.private:
+        images = len(cases.labels)
+        steps = max(1, round(job.training.local_epochs * math.ceil(images / job.training.batch_size)))
+        return Plan(steps, min(1.0, job.training.batch_size / images), images)
+    count = len(units_of(cases.patients, job.privacy.unit))
+    rate = sampling_rate(job.training.batch_size, count)
+    return Plan(max(1, round(job.training.local_epochs / rate)), rate, count)
+
+
+def train_round(
+    network: nn.Module,
+    cases: CaseSet,
+    targets: Tensor,
+    task: Task,
+    job: Job,
+    round_number: int,
+    *,
+    mechanism: Mechanism | None,
+    anchor: Mapping[str, np.ndarray],
+    device: torch.device,
+) -> LocalResult:
+    """Train `network` in place for one round, from the weights it has.
+
+    `anchor` is the global model, towards which FedProx pulls. The optimizer starts fresh each round: its state would
+    belong to another model. With a `mechanism` this is DP-SGD, and the pull enters after clipping and noise: it depends
+    on no record (Li et al., MLSys 2020, for the term).
+    """
+    started = time.perf_counter()
+    network.train()
+    optimizer = _optimizer(network, job)
+    pull = _Pull(network, anchor, job.aggregation.proximal_mu, device)
+    plan = plan_steps(job, cases)
+    trainer = _Trainer(network, cases, targets, task, job, optimizer, pull, device)
+    if mechanism is None:
+        losses = [trainer.step(rows) for rows in _batches(len(cases.labels), plan.steps_per_round, job, round_number)]
+    else:
+        losses = trainer.private_steps(plan.steps_per_round, mechanism)
+    return LocalResult(len(losses), float(np.mean(losses)), time.perf_counter() - started)
+
+
+def evaluate(network: nn.Module, cases: CaseSet, targets: Tensor, task: Task, device: torch.device) -> dict[str, float]:
+    """Return the metrics of `network` on a split, by their names in METRIC_FIELDS; undefined ones are left out."""
+    started = time.perf_counter()
+    network.eval()
+    scores, losses = [], []
+    with torch.inference_mode():
+        for start in range(0, len(cases.labels), EVALUATION_BATCH):
+            rows = slice(start, start + EVALUATION_BATCH)
+            outputs = network(torch.from_numpy(np.array(cases.images[rows])).to(device)).float()
+            losses.append(task.loss(outputs, targets[rows].to(device)).cpu())
+            scores.append(task.scores(outputs).cpu())
+    found = task.metrics(torch.cat(scores).numpy(), targets.numpy())
+    found |= {"images": len(cases.labels), "patients": cases.patient_count, "loss": float(torch.cat(losses).mean())}
+    found["seconds"] = time.perf_counter() - started
+    return {f"eval.{name}": float(value) for name, value in found.items() if math.isfinite(value)}
+
+
+class _Trainer:
+    """One round's training: everything that a step needs, bound together."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        cases: CaseSet,
+        targets: Tensor,
+        task: Task,
+        job: Job,
+        optimizer: torch.optim.Optimizer,
+        pull: _Pull,
+        device: torch.device,
+    ) -> None:
+        self.network, self.cases, self.targets, self.task, self.job = network, cases, targets, task, job
+        self.optimizer, self.pull, self.device = optimizer, pull, device
+        self.mixed = job.training.mixed_precision and device.type == "cuda"
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.mixed)
+
+    def step(self, batch: tuple[np.ndarray, torch.Generator]) -> float:
+        """Take an ordinary step on a batch of rows; return its mean loss."""
+        rows, random = batch
+        images, targets = self._load(rows, random)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._precision():
+            loss = self.task.loss(self.network(images).float(), targets).mean()
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.unscale_(self.optimizer)
+        self.pull.add()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return float(loss.detach())
+
+    def private_steps(self, count: int, mechanism: Mechanism) -> list[float]:
+        """Take `count` steps of DP-SGD; return their mean losses, which are private and must not leave as they are."""
+        privacy = self.job.privacy
+        units = units_of(self.cases.patients, privacy.unit)
+        sampler = PoissonSampler(units, mechanism.sample_rate, privacy.max_images_per_patient)
+        noise = SecureNoise() if privacy.secure_noise else FastNoise(self.device)
+        expected, deviation = mechanism.sample_rate * len(units), mechanism.noise_multiplier * privacy.clip_norm
+        random = torch.Generator().manual_seed(int.from_bytes(os.urandom(8), "big") >> 1)
+        losses = []
+        for _ in range(count):
+            chosen = sampler.draw()
+            total, loss = self._clipped_sum(chosen, random)
+            parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+            for parameter, gradient in zip(parameters, total, strict=True):
+                parameter.grad = (gradient + noise.like(gradient, deviation)) / expected
+            self.pull.add()
+            self.optimizer.step()
+            losses.append(loss / max(1, len(chosen)))
+        return losses
+
+    def _clipped_sum(self, chosen: Sequence[np.ndarray], random: torch.Generator) -> tuple[Gradients, float]:
+        """The sum of the units' clipped gradients, made a physical batch at a time; a unit is never split."""
+        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        total, losses = [torch.zeros_like(parameter) for parameter in parameters], 0.0
+        for part in _parts(chosen, self.job.privacy.physical_batch):
+            images, targets = self._load(np.concatenate(part), random)
+            sample = Sample(images, targets, tuple(len(rows) for rows in part))
+            gradients, loss = ENGINES[self._engine(sample)](
+                self.network, self.task.loss, sample, self.job.privacy.clip_norm
+            )
+            for into, gradient in zip(total, gradients, strict=True):
+                into.add_(gradient)
+            losses += loss
+        return total, losses
+
+    def _engine(self, sample: Sample) -> str:
+        wanted = self.job.privacy.engine
+        if wanted != "auto":
+            if wanted not in ENGINES:
+                raise JobError(f'"privacy.engine": unknown engine "{wanted}": there are auto, {", ".join(ENGINES)}')
+            return wanted
+        key = (self.job.digest, str(self.device))
+        if key not in _ENGINE_CHOICES:
+            _ENGINE_CHOICES[key] = choose_engine(self.network, self.task.loss, sample, self.job.privacy.clip_norm)
+        return _ENGINE_CHOICES[key]
+
+    def _load(self, rows: np.ndarray, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        images = torch.from_numpy(np.array(self.cases.images[rows]))
+        if self.job.data.augment == "light":
+            images = _augmented(images, random)
+        return images.to(self.device), self.targets[torch.from_numpy(rows)].to(self.device)
+
+    def _precision(self) -> AbstractContextManager[object]:
+        return torch.autocast(self.device.type, dtype=torch.float16) if self.mixed else nullcontext()
+
+
+class _Pull:
+    """FedProx's gradient, mu (w - w_global), added to what is in `.grad`."""
+
+    def __init__(self, network: nn.Module, anchor: Mapping[str, np.ndarray], mu: float, device: torch.device) -> None:
+        self._mu = mu
+        self._pairs = [
+            (parameter, torch.from_numpy(np.array(anchor[name])).to(device))
+            for name, parameter in network.named_parameters()
+            if mu > 0 and parameter.requires_grad
+        ]
+
+    def add(self) -> None:
+        for parameter, anchor in self._pairs:
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - anchor, alpha=self._mu)
+
+
+def _optimizer(network: nn.Module, job: Job) -> torch.optim.Optimizer:
+    settings, parameters = job.training, [p for p in network.parameters() if p.requires_grad]
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    return torch.optim.SGD(
+        parameters, lr=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
+    )
+
+
+def _batches(images: int, steps: int, job: Job, round_number: int) -> Iterator[tuple[np.ndarray, torch.Generator]]:
+    """Yield `steps` shuffled batches, pass after pass, with the generator of their augmentation; by seed and round."""
+    random = torch.Generator().manual_seed((job.seed * 1_000_003 + round_number) % 2**63)
+    taken = 0
+    while taken < steps:
+        order = torch.randperm(images, generator=random).numpy()
+        for start in range(0, images, job.training.batch_size):
+            if taken == steps:
+                return
+            taken += 1
+            yield np.sort(order[start : start + job.training.batch_size]), random
+
+
+def _parts(units: Sequence[np.ndarray], limit: int) -> Iterator[list[np.ndarray]]:
+    """Pack whole units into parts of at most `limit` images (one unit alone may have more)."""
+    part: list[np.ndarray] = []
+    for rows in units:
+        if part and sum(map(len, part)) + len(rows) > limit:
+            yield part
+            part = []
+        part.append(rows)
+    if part:
+        yield part
+
+
+def _augmented(images: Tensor, random: torch.Generator) -> Tensor:
+    """Shift each image by a few pixels, and mirror half of the 2D ones left to right."""
+    moved = []
+    for image in images:
+        spatial = range(1, image.dim())
+        shifts = [
+            int(torch.randint(-int(SHIFT * image.shape[d]), int(SHIFT * image.shape[d]) + 1, (1,), generator=random))
+            for d in spatial
+        ]
+        image = torch.roll(image, shifts, dims=list(spatial))
+        if image.dim() == 3 and bool(torch.rand(1, generator=random) < 0.5):
+            image = image.flip(-1)
+        moved.append(image)
+    return torch.stack(moved)

@@ -1,0 +1,110 @@
+"""Classification: binary, one of several classes, or several labels at once.
+
+References: Hanley and McNeil, "The meaning and use of the area under a receiver operating characteristic curve",
+Radiology 1982 (standard error of the AUC); Wilson, JASA 1927 (interval of a proportion).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.stats import norm
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+from torch.nn import functional
+
+from common.errors import DataError
+from common.job import TaskSection
+
+Z95 = float(norm.ppf(0.975))
+
+
+class Classification:
+    """Images get one of K labels, or, with `multilabel`, any of them.
+
+    Targets: (N,) int64 class indices, or (N, K) float32 of 0 and 1 with `multilabel`. Positives of a two-class task are
+    those of the second label; with more classes or labels each one is judged against the rest and the mean is given.
+    """
+
+    def __init__(self, section: TaskSection) -> None:
+        self.labels = section.labels
+        self.multilabel = section.multilabel
+        self.outputs = len(section.labels)
+
+    def target(self, labels: Sequence[str]) -> Tensor:
+        """Return the targets of images from their label texts; several labels are joined by "|"."""
+        index = {label: number for number, label in enumerate(self.labels)}
+        named = [[part for part in text.split("|") if part] if self.multilabel else [text] for text in labels]
+        if unknown := next((part for parts in named for part in parts if part not in index), None):
+            raise DataError(f'a case has the label "{unknown}", which the job does not name ({", ".join(self.labels)})')
+        if not self.multilabel:
+            return torch.tensor([index[parts[0]] for parts in named], dtype=torch.int64)
+        targets = torch.zeros(len(named), len(self.labels))
+        for row, parts in enumerate(named):
+            targets[row, [index[part] for part in parts]] = 1.0
+        return targets
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return each image's cross-entropy; with `multilabel` the mean of its labels' binary ones."""
+        if self.multilabel:
+            return functional.binary_cross_entropy_with_logits(outputs, targets, reduction="none").mean(dim=1)
+        return functional.cross_entropy(outputs, targets, reduction="none")
+
+    def scores(self, outputs: Tensor) -> Tensor:
+        """Return probabilities: (N, K)."""
+        return torch.sigmoid(outputs) if self.multilabel else torch.softmax(outputs, dim=1)
+
+    def metrics(self, scores: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+        """Return auc, accuracy, sensitivity and specificity, each with `_low` and `_high`, its 95 % interval."""
+        truth = targets > 0.5 if self.multilabel else np.eye(self.outputs, dtype=bool)[targets]
+        called = scores > 0.5 if self.multilabel else np.eye(self.outputs, dtype=bool)[scores.argmax(axis=1)]
+        right = called == truth if self.multilabel else (called & truth).any(axis=1)
+        judged = [1] if self.outputs == 2 and not self.multilabel else range(self.outputs)
+        columns = [(truth[:, k], called[:, k], scores[:, k]) for k in judged]
+        return {
+            **_mean([_auc(true, score) for true, _, score in columns], "auc"),
+            **_mean([_proportion(int(right.sum()), right.size)], "accuracy"),
+            **_mean(
+                [_proportion(int((call & true).sum()), int(true.sum())) for true, call, _ in columns], "sensitivity"
+            ),
+            **_mean(
+                [_proportion(int((~call & ~true).sum()), int((~true).sum())) for true, call, _ in columns],
+                "specificity",
+            ),
+        }
+
+
+Estimate = tuple[float, float, float]
+"""A value with the ends of its 95 % interval."""
+
+
+def _auc(truth: np.ndarray, score: np.ndarray) -> Estimate | None:
+    positives, negatives = int(truth.sum()), int((~truth).sum())
+    if not positives or not negatives:
+        return None
+    area = float(roc_auc_score(truth, score))
+    q1, q2 = area / (2 - area), 2 * area * area / (1 + area)
+    variance = area * (1 - area) + (positives - 1) * (q1 - area**2) + (negatives - 1) * (q2 - area**2)
+    half = Z95 * math.sqrt(max(0.0, variance) / (positives * negatives))
+    return area, max(0.0, area - half), min(1.0, area + half)
+
+
+def _proportion(hits: int, total: int) -> Estimate | None:
+    if not total:
+        return None
+    share, z2 = hits / total, Z95 * Z95
+    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
+    half = Z95 / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total * total))
+    return share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
+
+
+def _mean(estimates: Sequence[Estimate | None], name: str) -> dict[str, float]:
+    """The mean over labels where it is defined, with the mean of the intervals' ends (wider than the mean's own)."""
+    known = [estimate for estimate in estimates if estimate is not None]
+    if not known:
+        return {}
+    value, low, high = (float(np.mean(part)) for part in zip(*known, strict=True))
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
