@@ -1,0 +1,78 @@
+"""Every network: the same start everywhere, no batch statistics, and a model of another architecture is refused."""
+
+import numpy as np
+import pytest
+import torch
+
+from common.errors import JobError, UpdateError
+from common.job import parse_job
+from common.networks import NETWORKS, build_network, initial_model, load_tensors, tensors_of
+
+CASES = [(name, size) for name in NETWORKS for size in ("[32, 32]", "[32, 32, 32]")]
+
+
+def job(name="small-cnn", size="[32, 32]", extra=""):
+    return parse_job(f"""
+name = "j"
+sites = ["a"]
+[task]
+labels = ["n", "p"]
+[data]
+collection = "c"
+size = {size}
+[network]
+name = "{name}"
+{extra}""")
+
+
+@pytest.mark.parametrize(("name", "size"), CASES)
+def test_every_network_gives_an_answer_an_image_without_looking_at_the_others(name, size):
+    network = build_network(job(name, size), 2).eval()
+    assert not any(isinstance(layer, torch.nn.modules.batchnorm._BatchNorm) for layer in network.modules())
+    images = torch.rand(3, 1, *([32] * (2 if size.count(",") == 1 else 3)))
+    with torch.inference_mode():
+        together, alone = network(images), network(images[:1])
+    assert together.shape == (3, 2)
+    assert torch.allclose(together[:1], alone, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["small-cnn", "resnet18"])
+def test_a_job_starts_from_the_same_bits_whatever_happened_before(name):
+    first = initial_model(job(name))
+    torch.rand(7)
+    again = initial_model(job(name))
+    assert all(first[key].tobytes() == again[key].tobytes() for key in first)
+
+
+def test_building_a_network_leaves_the_random_numbers_of_others_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    build_network(job(), 2)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_small_network_is_small():
+    assert 20_000 < sum(tensor.size for tensor in initial_model(job()).values()) < 30_000
+
+
+def test_a_model_goes_in_and_out_unchanged_and_another_architecture_is_refused():
+    network = build_network(job(), 2)
+    model = {name: tensor + 1 for name, tensor in initial_model(job()).items()}
+    load_tensors(network, model)
+    assert all(np.array_equal(tensor, model[name]) for name, tensor in tensors_of(network).items())
+    with pytest.raises(UpdateError, match="another architecture"):
+        load_tensors(network, initial_model(job("resnet18")))
+    assert all(np.array_equal(tensor, model[name]) for name, tensor in tensors_of(network).items())
+
+
+def test_a_wrong_name_or_parameter_is_refused_in_one_line():
+    with pytest.raises(JobError, match='did you mean "densenet121"'):
+        build_network(job("densnet121"), 2)
+    with pytest.raises(JobError, match="depth"):
+        build_network(job(extra="[network.parameters]\ndepth = 3"), 2)
+
+
+def test_a_parameter_of_the_job_reaches_the_network():
+    wide = initial_model(job(extra="[network.parameters]\nwidth = 64"))
+    assert sum(tensor.size for tensor in wide.values()) > 3 * sum(tensor.size for tensor in initial_model(job()).values())
