@@ -56,9 +56,8 @@ def plain(network: nn.Module, loss: Loss, sample: Sample, clip_norm: float) -> t
         value = loss(network(sample.images[rows]), sample.targets[rows]).mean()
         found = torch.autograd.grad(value, parameters, allow_unused=True)
         gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
-        factor = clip_factors(
-            torch.stack([gradient.float().pow(2).sum() for gradient in gradients]).sum().sqrt(), clip_norm
-        )
+        lengths = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients]
+        factor = clip_factors(torch.linalg.vector_norm(torch.stack(lengths)), clip_norm)
         if float(factor) > 0:
             for into, gradient in zip(total, gradients, strict=True):
                 into.add_(gradient * factor)
@@ -81,7 +80,8 @@ def hooks(network: nn.Module, loss: Loss, sample: Sample, clip_norm: float) -> t
         # The hooks take the sum's gradient apart by image, so each image's share of its unit's mean goes in here.
         (values * weights[units]).sum().backward()  # type: ignore[no-untyped-call]
         by_unit = [_sum_by(_grad_sample(parameter), units, len(sample.sizes)) for parameter in parameters]
-    norms = torch.stack([gradient.float().flatten(1).pow(2).sum(1) for gradient in by_unit]).sum(0).sqrt()
+    lengths = [torch.linalg.vector_norm(gradient.flatten(1), dim=1, dtype=torch.float64) for gradient in by_unit]
+    norms = torch.linalg.vector_norm(torch.stack(lengths), dim=0)
     factors = clip_factors(norms, clip_norm)
     keep = factors > 0
     total = [torch.tensordot(factors[keep].to(g.dtype), g[keep], dims=1) for g in by_unit]

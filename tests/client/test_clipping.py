@@ -1,0 +1,146 @@
+"""Clipping: one unit moves the sum by no more than the clip norm, whatever its gradient, and the engines agree."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from client.privacy.clipping import ENGINES, Sample, choose_engine, clip_factors, disagreement, hooks, plain
+from common.job import parse_job
+from common.networks import NETWORKS, build_network
+
+LOSS = torch.nn.functional.cross_entropy
+
+
+def loss(outputs, targets):
+    return LOSS(outputs, targets, reduction="none")
+
+
+def network(name="small-cnn"):
+    text = f"""
+name = "j"
+sites = ["a"]
+[task]
+labels = ["n", "p"]
+[data]
+collection = "c"
+size = [32, 32]
+[network]
+name = "{name}"
+"""
+    return build_network(parse_job(text), 2)
+
+
+def sample(sizes, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    count = sum(sizes)
+    return Sample(
+        torch.rand(count, 1, 32, 32, generator=random), torch.randint(0, 2, (count,), generator=random), tuple(sizes)
+    )
+
+
+def norm(gradients):
+    return math.sqrt(sum(float(gradient.pow(2).sum()) for gradient in gradients))
+
+
+def true_sum(model, units, clip):
+    """By hand, in float64: each unit's own gradient of its mean loss, clipped, summed."""
+    total, start = [torch.zeros_like(parameter) for parameter in model.parameters()], 0
+    for size in units.sizes:
+        rows = slice(start, start + size)
+        start += size
+        model.zero_grad()
+        loss(model(units.images[rows].double()), units.targets[rows]).mean().backward()
+        gradients = [parameter.grad.clone() for parameter in model.parameters()]
+        length = norm(gradients)
+        for into, gradient in zip(total, gradients, strict=True):
+            into += gradient * min(1.0, clip / length)
+    model.zero_grad()
+    return total
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(NETWORKS))
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (3, 1, 2)], ids=["images", "patients"])
+def test_plain_is_the_true_clipped_sum_on_every_network_and_hooks_is_never_chosen_where_it_is_not(name, sizes):
+    model, units = network(name).double().eval(), sample(sizes)
+    truth = true_sum(model, units, 0.5)
+    exact = Sample(units.images.double(), units.targets, units.sizes)
+    assert disagreement(plain(model, loss, exact, 0.5)[0], truth) < 1e-9
+    try:
+        apart = disagreement(hooks(model, loss, exact, 0.5)[0], truth)
+    except Exception:
+        apart = math.inf
+    if apart > 1e-6:
+        assert choose_engine(network(name), loss, units, 0.5) == "plain"
+
+
+def test_both_engines_give_the_true_sum_on_the_small_network():
+    model, units = network().double(), sample((2, 1, 4))
+    exact = Sample(units.images.double(), units.targets, units.sizes)
+    truth = true_sum(model, units, 0.3)
+    for engine in ENGINES.values():
+        gradients, _ = engine(model, loss, exact, 0.3)
+        assert disagreement(gradients, truth) < 1e-9
+
+
+class Poisoned(nn.Module):
+    """A linear layer whose gradient is whatever the image says: zero, huge, infinite or not a number."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, images):
+        return self.layer(images.flatten(1)[:, :4])
+
+
+@pytest.mark.parametrize("engine", list(ENGINES.values()), ids=list(ENGINES))
+@pytest.mark.parametrize("value", [0.0, 1.0, 1e30, math.inf, -math.inf, math.nan])
+def test_one_unit_moves_the_sum_by_at_most_the_clip_norm_whatever_its_gradient(engine, value):
+    torch.manual_seed(0)
+    model, clip = Poisoned(), 0.7
+    others = torch.rand(3, 1, 2, 2)
+    poisoned = torch.cat([others, torch.full((1, 1, 2, 2), value)])
+    targets = torch.tensor([0, 1, 0, 1])
+    without, _ = engine(model, loss, Sample(others, targets[:3], (1, 1, 1)), clip)
+    found, total_loss = engine(model, loss, Sample(poisoned, targets, (1, 1, 1, 1)), clip)
+    assert all(bool(torch.isfinite(gradient).all()) for gradient in found)
+    assert norm([a - b for a, b in zip(found, without, strict=True)]) <= clip * (1 + 1e-5)
+    assert math.isfinite(total_loss)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.floats(min_value=0, width=32) | st.just(math.nan) | st.just(math.inf), min_size=1, max_size=8),
+    st.floats(1e-3, 1e3),
+)
+def test_a_clipped_norm_is_never_over_the_bound_and_short_gradients_stay(norms, clip):
+    values = torch.tensor(norms, dtype=torch.float32)
+    factors = clip_factors(values, clip)
+    for value, factor in zip(values.tolist(), factors.tolist(), strict=True):
+        if not math.isfinite(value):
+            assert factor == 0
+        else:
+            assert value * factor <= clip * (1 + 1e-5)
+            if value <= clip:
+                assert factor == 1
+
+
+def test_a_wrong_engine_is_never_chosen(monkeypatch):
+    monkeypatch.setattr("client.privacy.clipping.hooks", lambda *a: ([2 * g for g in plain(*a)[0]], 0.0))
+    assert choose_engine(network(), loss, sample((1, 1)), 1.0) == "plain"
+
+
+def test_choosing_an_engine_changes_no_parameter_and_leaves_no_gradient():
+    model = network()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    choose_engine(model, loss, sample((1, 2)), 1.0)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert model.training
+    assert np.isfinite(float(before[0].sum()))
