@@ -100,7 +100,7 @@ def _run(
         from common.job import read_job
         from server.submission import submit_job
 
-        admitted = [site.name for site in read_roster(found.folder / "roster").values() if not site.expired]
+        admitted = read_roster(found.folder / "roster")
         name = submit_job(registry, read_job(job or Path()), from_model=from_model, admitted=admitted)
     typer.echo(json.dumps({"run": name}) if as_json else name)
     if not alive:

@@ -33,7 +33,9 @@ class Database:
         """
         try:
             self._engine = _engine(url)
-        except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+        except ModuleNotFoundError as error:
+            raise UsageError(f"the registry's database needs a driver that is not installed: {error.name}") from error
+        except (ArgumentError, NoSuchModuleError) as error:
             raise UsageError(f"the registry's URL can't be used: {str(error).splitlines()[0]}") from error
         self.name = self._engine.url.render_as_string(hide_password=True)
         self._writer = self._engine.execution_options(writes=True)

@@ -103,6 +103,7 @@ class Exchange:
                     if reply is not None:
                         some = True
                         yield reply
+                    del reply  # its tensors are used by now; the next message must not find them in memory
             if self.deadline is not None and time.monotonic() - started > self.deadline:
                 return
             pause = SHORTEST_PAUSE if some else min(LONGEST_PAUSE, pause * 1.3)
@@ -150,6 +151,14 @@ class Exchange:
             return Reply(site, decode_answer(message.content), seconds=seconds, received=received)
         except UpdateError as error:
             return Reply(site, None, str(error), seconds=seconds, received=received)
+        finally:
+            _empty(message.content)
+
+
+def _empty(content: RecordDict) -> None:
+    """Let go of a message's tensors now: Flower's records refer to themselves, and would stay until a collection."""
+    for record in content.array_records.values():
+        record.clear()
 
 
 def size_of(content: RecordDict) -> int:

@@ -6,6 +6,7 @@ simulation. It holds one site's update at a time beside the running sum.
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -182,7 +183,8 @@ class RoundLoop:
             site = self._judge(reply, request, use)
             done[reply.site] = replace(site, seconds=reply.seconds, sent=exchange.sent, received=reply.received)
             self._recorder.progress(replace(record, sites=tuple(done.values())), exchange.waiting)
-            del reply  # its tensors are in the sum; the next one must not find them in memory
+            del reply  # as in `replies`: its tensors are in the sum
+        gc.collect()  # the request's encoded model: Flower's records refer to themselves
         late = self._late_answers()
         self._remember_stragglers(exchange, record)
         rows = tuple(done.get(site) or self._absent(site, exchange) for site in self._job.sites)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Mapping
 from pathlib import Path
 
+from certs.roster import AdmittedSite
 from common.errors import JobError
 from common.job import Job
 from server.criterion import build_criterion
@@ -15,14 +16,14 @@ from server.strategies.registry import build_strategy
 
 
 def submit_job(
-    registry: Registry, job: Job, *, from_model: Path | None = None, admitted: Collection[str] | None = None
+    registry: Registry, job: Job, *, from_model: Path | None = None, admitted: Mapping[str, AdmittedSite] | None = None
 ) -> str:
     """Check `job`, make its first model (from its seed, or the checkpoint `from_model`), queue it; return its name.
 
     Raises
     ------
     JobError
-        An unknown strategy, criterion, network or task; or a site that is not among those `admitted`.
+        An unknown strategy, criterion, network or task; or a site that is not on the roster `admitted`.
     UpdateError
         The checkpoint is of another architecture, or no safetensors file.
     """
@@ -38,9 +39,11 @@ def submit_job(
     return registry.submit(job, model)
 
 
-def check_sites(job: Job, admitted: Collection[str]) -> None:
-    """Check that every site of the job is admitted to the federation. Raises JobError with the nearest right name."""
+def check_sites(job: Job, admitted: Mapping[str, AdmittedSite]) -> None:
+    """Check that every site of the job may connect. Raises JobError with the nearest right name, or the remedy."""
     for site in job.sites:
+        if site in admitted and admitted[site].expired:
+            raise JobError(f'"sites": the certificate of "{site}" has ended: `wardround kits renew {site}`')
         if site not in admitted:
             near = difflib.get_close_matches(site, admitted, n=1, cutoff=0.5)
             hint = f'did you mean "{near[0]}"?' if near else "see `wardround kits list`"

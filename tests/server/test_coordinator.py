@@ -12,12 +12,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from playground import job_of, model_of
 
-from certs.admission import admit
+from certs.admission import admit, renew
 from certs.enrol import accept, enrol
 from certs.kits import create_kits
 from common.federation import read_federation
@@ -164,7 +165,7 @@ def test_a_site_process_that_dies_in_a_round_is_asked_again_when_it_is_back(live
     live.start_coordinator()
     live.start_site("north")
     live.start_site("west")
-    live.start_site("south", pause=30.0)
+    live.start_site("south", pause=600.0)
     registry = live.registry
     name = registry.submit(job_of(aggregation="rounds = 1"), model_of())
     wait_until(lambda: (registry.summary(name).progress or {}).get("waiting") == ["south"])
@@ -190,6 +191,14 @@ def test_a_port_in_use_is_told_in_one_line(tmp_path):
     assert "the port is in use" in line
 
 
+def test_a_server_certificate_that_has_ended_is_told_in_one_line(tmp_path):
+    kits = make_kits(tmp_path, free_port())
+    renew(kits, "coordinator", days_valid=1, now=datetime(2020, 1, 1, tzinfo=UTC))
+    line = problem(wardround("coordinator", "start", str(kits / "coordinator")), 2)
+    assert "ended" in line
+    assert "renew" in line
+
+
 def test_a_folder_without_a_kit_is_told_in_one_line(tmp_path):
     assert "no kit here" in problem(wardround("coordinator", "start", str(tmp_path)), 2)
 
@@ -211,3 +220,15 @@ def test_a_second_coordinator_on_the_same_kit_is_refused(live):
     live.start_coordinator()
     wait_until(lambda: live.registry.coordinator())
     assert "running already (process" in problem(wardround("coordinator", "start", str(live.kit)), 2)
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_following_leaves_the_run_going(live):
+    job = live.kits / "job.toml"
+    job.write_text('name = "chest"\nsites = ["north"]\n[task]\nlabels = ["no", "yes"]\n[data]\ncollection = "c"\n')
+    live.spawn("follower", *WARDROUND, "run", str(job), "--follow", "--kit", str(live.kit))
+    wait_until(lambda: live.registry.list_runs())
+    time.sleep(1.5)
+    assert live.end("follower", signal.SIGINT) == 130
+    assert "The run goes on" in live.log("follower")
+    assert [run.status for run in live.registry.list_runs()] == ["queued"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import tracemalloc
+from collections import deque
 
 import numpy as np
 import pytest
@@ -282,3 +284,18 @@ def test_a_stop_ends_the_wait_at_once(federation):
 def test_a_criterion_that_is_no_metric_is_answered_with_the_nearest(federation):
     with pytest.raises(JobError, match='unknown metric "acuracy": did you mean "accuracy"'):
         run(job_of(aggregation='criterion = "acuracy"'), PlaygroundGrid(federation))
+
+
+def test_the_loops_memory_does_not_grow_with_the_number_of_sites():
+    def peak(count):
+        sites = {f"s{number}": HonestSite(f"s{number}", 100) for number in range(count)}
+        grid = PlaygroundGrid(sites)
+        grid.asked = deque(maxlen=1)
+        start = Start({"w": np.zeros(500_000, np.float32)})
+        tracemalloc.start()
+        run(job_of(sites, "rounds = 1"), grid, start)
+        highest = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return highest
+
+    assert peak(16) < 1.2 * peak(2)
