@@ -43,6 +43,7 @@ __all__ = ["Link", "LinkGrid", "RunLink", "SiteState", "open_link"]
 APP_ID = "wardround/wardround"
 log = logging.getLogger("wardround.link")
 logging.getLogger("flwr").setLevel(logging.ERROR)
+logging.getLogger("alembic.runtime.migration").setLevel(logging.WARNING)
 
 # A connection's cache and memory map would otherwise grow with the sites that send at once, to gigabytes.
 SMALL_CACHES = {"cache_size": "-4096", "mmap_size": "0"}

@@ -139,8 +139,7 @@ def federation(tmp_path: Path) -> Iterator[Federation]:
         made.admit(name)
     yield made
     for process in made.processes:
-        if process.popen.poll() is None:
-            process.end()
+        process.kill()
 
 
 @pytest.fixture
@@ -154,10 +153,8 @@ def other_federation(tmp_path: Path) -> Iterator[Callable[..., Federation]]:
         return made[-1]
 
     yield make
-    for one in made:
-        for process in one.processes:
-            if process.popen.poll() is None:
-                process.end()
+    for process in [process for one in made for process in one.processes]:
+        process.kill()
 
 
 def content(*arrays: np.ndarray) -> RecordDict:

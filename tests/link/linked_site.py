@@ -37,7 +37,8 @@ def main() -> None:
             time.sleep(float(value))
         step = float(value) if kind == "add" else 1.0
         model = message.content.array_records["model"]
-        update = ArrayRecord({name: Array(np.asarray(array.numpy() + step)) for name, array in model.items()})
+        changed = {name: np.asarray(array.numpy() + step, array.dtype) for name, array in model.items()}
+        update = ArrayRecord({name: Array(array) for name, array in changed.items()})
         return Message(RecordDict({"update": update}), reply_to=message)
 
     stop = threading.Event()
