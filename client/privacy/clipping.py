@@ -14,6 +14,7 @@ import copy
 import logging
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -78,7 +79,9 @@ def hooks(network: nn.Module, loss: Loss, sample: Sample, clip_norm: float) -> t
         )
         weights = 1.0 / torch.tensor(sample.sizes, device=values.device, dtype=values.dtype)
         # The hooks take the sum's gradient apart by image, so each image's share of its unit's mean goes in here.
-        (values * weights[units]).sum().backward()  # type: ignore[no-untyped-call]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")  # true, and without effect here
+            (values * weights[units]).sum().backward()  # type: ignore[no-untyped-call]
         by_unit = [_sum_by(_grad_sample(parameter), units, len(sample.sizes)) for parameter in parameters]
     lengths = [torch.linalg.vector_norm(gradient.flatten(1), dim=1, dtype=torch.float64) for gradient in by_unit]
     norms = torch.linalg.vector_norm(torch.stack(lengths), dim=0)

@@ -74,7 +74,7 @@ def test_what_the_policy_does_not_list_is_refused(tmp_path, changes, reason):
 
 
 def test_every_reason_is_given_at_once(tmp_path):
-    with pytest.raises(RefusedError, match="epsilon.*;.*unit"):
+    with pytest.raises(RefusedError, match=r"epsilon.*;.*unit"):
         check_job(policy(tmp_path), with_privacy(PRIVATE, epsilon=20.0, unit="image"))
 
 

@@ -31,7 +31,8 @@ def test_an_unknown_task_is_refused_with_the_nearest():
 
 @pytest.mark.parametrize("task", [BINARY, SEVERAL, MULTI])
 def test_the_loss_is_one_number_an_image_and_falls_when_the_answer_is_right(task):
-    targets = task.target(["normal", "pneumonia"] if task is BINARY else ["a", "c"] if task is SEVERAL else ["nodule", ""])
+    labels = {BINARY: ["normal", "pneumonia"], SEVERAL: ["a", "c"], MULTI: ["nodule", ""]}
+    targets = task.target(labels[task])
     outputs = torch.zeros(2, task.outputs)
     right = 5 * (targets if targets.dim() == 2 else torch.nn.functional.one_hot(targets, task.outputs)).float()
     assert task.loss(outputs, targets).shape == (2,)

@@ -74,5 +74,5 @@ def test_a_wrong_name_or_parameter_is_refused_in_one_line():
 
 
 def test_a_parameter_of_the_job_reaches_the_network():
-    wide = initial_model(job(extra="[network.parameters]\nwidth = 64"))
-    assert sum(tensor.size for tensor in wide.values()) > 3 * sum(tensor.size for tensor in initial_model(job()).values())
+    wide, usual = initial_model(job(extra="[network.parameters]\nwidth = 64")), initial_model(job())
+    assert sum(tensor.size for tensor in wide.values()) > 3 * sum(tensor.size for tensor in usual.values())
