@@ -49,4 +49,4 @@ def test_every_command_is_in_the_readme(name):
 
 def test_flowers_bundle_is_told_to_hold_only_code():
     settings = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
-    assert all(pattern.endswith("/**/*.py") for pattern in settings["fab-include"])
+    assert all(pattern == "LICENSE" or pattern.endswith("/**/*.py") for pattern in settings["fab-include"])
