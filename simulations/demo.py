@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,18 +129,18 @@ class _Demo:
             federation = create_federation(
                 self._folder, names, collection=COLLECTION, private=self._options.private
             )
-            done(f"an authority, and kits for the coordinator and {len(names)} hospitals; each key made at its site")
+            done(f"an authority, {len(names) + 1} kits; every key made at its own site")
         # Sites and coordinator share the cores: one thread each does more than many that wait for each other.
         threads = str(max(1, self._cores // len(names)))
         environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "COLUMNS": "200"}
-        with Crew(federation.logs, environment) as crew:
-            labels = self._write_images(crew, federation)
+        with Crew(federation.logs, federation.environment | environment) as crew:
+            data = self._write_images(crew, federation)
             images = self._import(crew, federation)
-            self._write_job(federation, labels)
+            write_atomically(federation.job, job_text(self._options, federation.sites, data).encode())
             run = self._start(crew, federation)
             with self._timed("training"):
-                show_rounds(federation.coordinator_kit, run, self._console, crew.check)
-            own = self._baselines(crew, federation)
+                show_rounds(federation.registry, run, self._console, crew.check)
+            own = self._baselines(crew, federation, data)
         return self._result(federation, run, images, own)
 
     def _write_images(self, crew: Crew, federation: LocalFederation) -> OwnData:
@@ -150,7 +150,7 @@ class _Demo:
                 own = split_folder(
                     options.data, federation, seed=options.seed, allow_identified=options.allow_identified
                 )
-                done(f"{sum(own.files.values()):,} files of {options.data} split by patient")
+                done(f"{sum(own.files.values()):,} files of {options.data} by patient")
                 return own
             commands = {}
             for index, hospital in enumerate(make_hospitals(options.sites)):
@@ -161,7 +161,7 @@ class _Demo:
                 ]  # fmt: skip
             crew.run_all(commands, at_once=self._cores)
             files = {site: sum(1 for _ in federation.data(site).rglob("*.dcm")) for site in federation.sites}
-            done(f"{sum(files.values()):,} DICOM files of phantoms, each hospital's from its own kind of scanner")
+            done(f"{sum(files.values()):,} DICOM files of phantoms, three kinds of scanner")
         return OwnData(LABELS, False, files)
 
     def _import(self, crew: Crew, federation: LocalFederation) -> dict[str, dict[str, Any]]:
@@ -176,43 +176,40 @@ class _Demo:
                 for site in federation.sites
             }, at_once=self._cores)  # fmt: skip
             summaries = {name.removeprefix("import at "): json.loads(text)["summary"] for name, text in reports.items()}
-            done(", ".join(f"{site} {summaries[site]['patients']:,} patients" for site in federation.sites))
+            patients = sum(summary["patients"] for summary in summaries.values())
+            done(f"{patients:,} patients, each site's under its own pseudonyms")
         return summaries
-
-    def _write_job(self, federation: LocalFederation, data: OwnData) -> None:
-        text = job_text(self._options, federation.sites, data)
-        write_atomically(federation.job, text.encode())
 
     def _start(self, crew: Crew, federation: LocalFederation) -> str:
         """Start the coordinator and the sites, ask for the run, and return its name once every site is connected."""
         wardround, kit = wardround_command(), str(federation.coordinator_kit)
         with self._step("start") as done:
-            crew.start("coordinator", [*wardround, "coordinator", "start", kit, "--host", "127.0.0.1"])
+            crew.start("coordinator", [*wardround, "coordinator", "start", kit, "--listen", federation.address])
             for site in federation.sites:
                 crew.start(f"site {site}", [*wardround, "site", "start", str(federation.site_kit(site))])
             asked = crew.run_all(
                 {"run": [*wardround, "run", str(federation.job), "--kit", kit, "--json"]}, at_once=1
             )
-            done(f"a coordinator at {federation.address} and {len(federation.sites)} sites: processes, over TLS gRPC")
+            done(f"a coordinator and {len(federation.sites)} sites: processes that speak TLS gRPC")
         return str(json.loads(asked["run"])["run"])
 
-    def _baselines(self, crew: Crew, federation: LocalFederation) -> dict[str, dict[str, float]]:
-        command = [*wardround_command(), "site", "baseline", str(federation.job), "--json", "--kit"]
+    def _baselines(self, crew: Crew, federation: LocalFederation, data: OwnData) -> dict[str, dict[str, float]]:
+        # Without privacy: a model that never leaves its hospital needs no noise, and is the one to be compared with.
+        job = federation.folder / "own-model.toml"
+        write_atomically(job, job_text(replace(self._options, private=False), federation.sites, data).encode())
+        command = [*wardround_command(), "site", "baseline", str(job), "--json", "--kit"]
         with self._step("comparison") as done:
             outputs = crew.run_all(
                 {f"own model of {site}": [*command, str(federation.site_kit(site))] for site in federation.sites},
                 at_once=self._cores,
             )
-            done("each hospital's own model, trained there from its own images alone; nothing left")
+            done("each hospital's own model, trained there alone")
         return {name.removeprefix("own model of "): _metrics(json.loads(text)) for name, text in outputs.items()}
 
     def _result(
         self, federation: LocalFederation, run: str, images: dict[str, dict[str, Any]], own: dict[str, dict[str, float]]
     ) -> DemoResult:
-        from common.kit import read_kit
-        from server.registry import open_registry
-
-        registry = open_registry(read_kit(federation.coordinator_kit, "coordinator"))
+        registry = federation.registry
         detail = registry.run_detail(run)
         if detail.summary.status not in ("completed", "incomplete"):
             raise RunError(f"run {run} is {detail.summary.status}: {detail.summary.reason} (logs: {federation.logs})")
@@ -258,6 +255,9 @@ def _metrics(metrics: Any) -> dict[str, float]:
 def job_text(options: DemoOptions, sites: tuple[str, ...], data: OwnData) -> str:
     """Return the demo's job as TOML."""
     size = 64 if options.data else 32
+    # With noise, momentum adds up what is mostly noise; and clipping below the usual norm of a gradient (about 5 here)
+    # would give a case that is learnt as much weight as one that is not.
+    pace = ("learning_rate = 0.1", "momentum = 0.0") if options.private else ("learning_rate = 0.05", "momentum = 0.9")
     lines = [
         'name = "demo"', 'description = "the demo of Ward Round"', f"sites = {json.dumps(list(sites))}",
         f"seed = {options.seed}", "",
@@ -265,8 +265,9 @@ def job_text(options: DemoOptions, sites: tuple[str, ...], data: OwnData) -> str
         f"multilabel = {json.dumps(data.multilabel)}", "",
         "[data]", f'collection = "{COLLECTION}"', f"size = [{size}, {size}]", "",
         "[network]", 'name = "small-cnn"', "",
-        "[training]", "learning_rate = 0.1", "batch_size = 64", "local_epochs = 1", "",
+        "[training]", *pace, "batch_size = 64", "local_epochs = 1", "",
         "[aggregation]", 'strategy = "fedavg"', f"rounds = {options.rounds}", f"min_sites = {len(sites)}", "",
-        "[privacy]", f'mechanism = "{"dp-sgd" if options.private else "none"}"', "epsilon = 8.0", "delta = 1e-5", "",
+        "[privacy]", f'mechanism = "{"dp-sgd" if options.private else "none"}"', "epsilon = 8.0", "delta = 1e-5",
+        "clip_norm = 4.0", "",
     ]  # fmt: skip
     return "\n".join(lines)

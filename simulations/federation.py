@@ -17,7 +17,10 @@ from client.policy import DEFAULT_POLICY, FILE_NAME
 from common.errors import UsageError
 from common.federation import read_federation
 from common.files import write_atomically
+from common.kit import ENVIRONMENT_VARIABLE as KIT_VARIABLE
 from common.kit import read_kit
+from server.registry import ENVIRONMENT_VARIABLE as REGISTRY_VARIABLE
+from server.registry import Registry
 
 COLLECTION = "chest-xray"
 
@@ -45,6 +48,17 @@ class LocalFederation:
         """The job's file."""
         return self.folder / "job.toml"
 
+    @property
+    def registry(self) -> Registry:
+        """The coordinator's registry: the one in its kit, whatever the environment names."""
+        models = self.coordinator_kit.resolve() / "models"
+        return Registry(f"sqlite:///{self.coordinator_kit.resolve() / 'registry.sqlite'}", models)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What must stand in the environment of its processes, for them to use these kits and no other."""
+        return {REGISTRY_VARIABLE: "", KIT_VARIABLE: ""}
+
     def site_kit(self, site: str) -> Path:
         """A site's kit."""
         return self.folder / "kits" / "sites" / site
@@ -62,7 +76,7 @@ def create_federation(folder: Path, sites: Sequence[str], *, collection: str, pr
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is not empty: name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
-    federation = LocalFederation(folder, tuple(sites), f"localhost:{_free_port()}")
+    federation = LocalFederation(folder, tuple(sites), f"127.0.0.1:{_free_port()}")
     write_atomically(folder / "federation.toml", _federation_toml(federation).encode())
     kits = create_kits(read_federation(folder / "federation.toml"), folder / "kits")
     for site in sites:

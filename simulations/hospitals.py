@@ -14,7 +14,7 @@ from simulations.phantoms import Anatomy, Opacity, draw_anatomy, draw_opacities,
 from simulations.radiographs import LABELS_FILE, Exposure, Scanner, detect, radiograph, save, write_table
 
 LABELS = ("normal", "pneumonia")
-IMAGE_SIZE = 128
+IMAGE_SIZE = 96
 """Rows and columns of a phantom radiograph."""
 
 
@@ -34,14 +34,14 @@ class Hospital:
 
 
 HOSPITALS = (
-    Hospital("northfield", 900, 0.45, 0.30, Scanner("DX 12", bits=12, noise=0.03, blur=0.6)),
+    Hospital("northfield", 600, 0.45, 0.30, Scanner("DX 12", bits=12, noise=0.03, blur=0.6)),
     Hospital(
-        "eastbrook", 600, 0.30, 0.20,
+        "eastbrook", 400, 0.30, 0.20,
         Scanner("CR 10", modality="CR", bits=10, inverted=True, encoding="rle", noise=0.05, blur=1.0),
         "StudyInstanceUID",
     ),
     Hospital(
-        "southgate", 300, 0.60, 0.50,
+        "southgate", 250, 0.60, 0.50,
         Scanner("DX 14", bits=14, window=False, encoding="jpeg2000", noise=0.04, blur=0.4),
         "file",
     ),

@@ -131,7 +131,7 @@ def draw_radiograph(anatomy: Anatomy, opacities: tuple[Opacity, ...], pose: Pose
 
 
 def _coordinates(size: int, pose: Pose) -> tuple[Image, Image]:
-    axis = (np.arange(size) + 0.5) / size * 2 - 1
+    axis = (np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1
     across, down = np.meshgrid(axis, axis)
     cosine, sine = np.cos(pose.tilt) * pose.scale, np.sin(pose.tilt) * pose.scale
     return cosine * across + sine * down + pose.shift_x, -sine * across + cosine * down + pose.shift_y
@@ -162,7 +162,7 @@ def _ribs(anatomy: Anatomy, x: Image, y: Image) -> Image:
 
 def _vessels(anatomy: Anatomy, x: Image, y: Image, size: int) -> Image:
     """Branching markings, densest at the hilum: the same in every exposure of one person."""
-    noise = np.random.default_rng(anatomy.vessel_seed).standard_normal((size, size))
+    noise = np.random.default_rng(anatomy.vessel_seed).standard_normal((size, size), dtype=np.float32)
     bands = gaussian_filter(noise, size / 90) - gaussian_filter(noise, size / 30)
     hilum = np.exp(-(((np.abs(x) - 0.18) / 0.30) ** 2) - ((y + 0.02) / 0.40) ** 2)
     return np.asarray(anatomy.vessels * (bands / bands.std()) * (0.3 + hilum))
@@ -170,7 +170,8 @@ def _vessels(anatomy: Anatomy, x: Image, y: Image, size: int) -> Image:
 
 def _shadow(opacity: Opacity, x: Image, y: Image, size: int) -> Image:
     """A consolidation: patchy inside, its edge ragged, brightest at its centre."""
-    noise = gaussian_filter(np.random.default_rng(opacity.texture_seed).standard_normal((size, size)), size / 24)
+    noise = np.random.default_rng(opacity.texture_seed).standard_normal((size, size), dtype=np.float32)
+    noise = gaussian_filter(noise, size / 24)
     patchy = noise / noise.std()
     radius = np.sqrt(((x - opacity.x) / opacity.width) ** 2 + ((y - opacity.y) / opacity.height) ** 2)
     core = np.exp(-(np.maximum(radius + 0.20 * patchy, 0) ** 2))

@@ -67,7 +67,7 @@ def detect(attenuation: np.ndarray, scanner: Scanner, generator: np.random.Gener
     """
     sharp = attenuation.astype(np.float32)
     image = gaussian_filter(sharp, scanner.blur) if scanner.blur else sharp
-    image = image + scanner.noise * np.exp(0.4 * image) * generator.standard_normal(image.shape)
+    image = image + scanner.noise * np.exp(0.4 * image) * generator.standard_normal(image.shape, dtype=np.float32)
     contrast, brightness = generator.uniform(0.85, 1.15), generator.normal(0, 0.04)
     scaled = np.clip(image / 2.4 * contrast + brightness + 0.05, 0, 1)
     return np.asarray(np.round(scaled * (2**scanner.bits - 1)), dtype=np.uint16)

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from server.records import RoundRecord, weighted_mean
+from server.registry import Registry
+
 if TYPE_CHECKING:
-    from server.records import RoundRecord
     from simulations.demo import DemoResult, SiteResult
 
 LOOK_SECONDS = 0.25
 UNDER_WAY = ("queued", "running")
-BAR_CELLS = 16
+BAR_CELLS = 12
 
 
-def show_rounds(coordinator_kit: Path, run: str, console: Console, check: Callable[[], None]) -> None:
+def show_rounds(registry: Registry, run: str, console: Console, check: Callable[[], None]) -> None:
     """Show each round of `run` as it is committed, until the run ends; `check` raises when a process has died."""
-    from common.kit import read_kit
-    from server.registry import open_registry
-
-    registry = open_registry(read_kit(coordinator_kit, "coordinator"))
     shown = 0
     with _progress(console) as progress:
         task = progress.add_task("training", total=None)
@@ -63,20 +61,17 @@ def _line(before: RoundRecord | None, record: RoundRecord, rounds: int) -> str:
     loss, score = _mean(record, "eval.loss"), record.score
     quality = f"loss {_number(loss)}  AUC {_number(score)} {_bar(score)}"
     if before is None:
-        return f"  {'before training':<15}  {quality}"
+        return f"  {'at first':<11}  {quality}"
     if before.status == "no quorum":
         return f"  [red]round {before.number}: {before.reason}[/]"
     epsilon = max((site.metrics.get("privacy.epsilon", 0.0) for site in before.sites), default=0.0)
     megabytes = sum(site.sent + site.received for site in before.sites) / 1e6
-    spent = f"epsilon {epsilon:.2f}  " if epsilon else ""
-    return (
-        f"  {f'round {before.number}/{rounds}':<15}  {quality}  {spent}{before.seconds:.1f} s  {megabytes:.1f} MB"
-    )
+    spent = f"epsilon {epsilon:4.2f}  " if epsilon else ""
+    title = f"round {before.number}/{rounds}"
+    return f"  {title:<11}  {quality}  {spent}{before.seconds:4.1f} s  {megabytes:.1f} MB"
 
 
 def _mean(record: RoundRecord, metric: str) -> float | None:
-    from server.records import weighted_mean
-
     return weighted_mean((site.metrics.get(metric), site.metrics.get("eval.images", 0.0)) for site in record.sites)
 
 
@@ -89,9 +84,10 @@ def _bar(score: float | None) -> str:
 def show_table(result: DemoResult, console: Console, *, kept: bool) -> None:
     """Show what came out, and how to look further."""
     console.print(_table(result))
-    privacy = "with the same differential privacy" if result.private else "without privacy, as the federation"
-    console.print(f"[dim]Own model: trained at the site from its own images alone, as many passes, {privacy}; "
-                  "AUC on the site's own test patients, with 95 % intervals.[/]", highlight=False)  # fmt: skip
+    noise = ", without noise" if result.private else ""
+    console.print("[dim]AUC on each hospital's own test patients (95 % interval). Own model: trained there\n"
+                  f"on its own images alone, as many passes{noise}; nothing of it leaves.[/]",
+                  highlight=False)  # fmt: skip
     for warning in result.warnings:
         console.print(f"[yellow]! {warning}[/]", highlight=False)
     console.print(f"Run [bold]{result.run}[/] {result.status} in {result.seconds:.0f} s; the model: {result.model}",
@@ -120,17 +116,15 @@ def further(result: DemoResult, *, kept: bool) -> list[str]:
 
 
 def _table(result: DemoResult) -> Table:
-    table = Table("hospital", "patients", "images", "own model", "common model")
-    table.title = "AUC on each hospital's test patients"
+    table = Table("hospital", "patients", "own model", "common model", box=SIMPLE)
     if result.private:
-        table.add_column("epsilon spent")
+        table.add_column("epsilon")
     for name, site in result.sites.items():
-        spent = [f"{site.epsilon:.2f} (delta {site.delta:g})" if site.epsilon is not None else "-"]
-        table.add_row(name, f"{site.patients:,}", f"{site.images:,}", _interval(site.own), _interval(site.common),
-                      *(spent if result.private else []))  # fmt: skip
+        spent = [f"{site.epsilon:.2f}" if site.epsilon is not None else "-"] if result.private else []
+        table.add_row(name, f"{site.patients:,}", _interval(site.own), _interval(site.common), *spent)
     sites = list(result.sites.values())
     table.add_section()
-    table.add_row("mean", "", "", _number(_mean_auc(sites, "own")), _number(_mean_auc(sites, "common")), style="bold")
+    table.add_row("mean", "", _number(_mean_auc(sites, "own")), _number(_mean_auc(sites, "common")), style="bold")
     return table
 
 
@@ -142,7 +136,7 @@ def _mean_auc(sites: list[SiteResult], which: str) -> float | None:
 def _interval(metrics: dict[str, float]) -> str:
     if "auc_low" not in metrics:
         return _number(metrics.get("auc"))
-    return f"{metrics['auc']:.3f} ({metrics['auc_low']:.3f} to {metrics['auc_high']:.3f})"
+    return f"{metrics['auc']:.3f} ({metrics['auc_low']:.3f}-{metrics['auc_high']:.3f})"
 
 
 def _number(value: float | None) -> str:
