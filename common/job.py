@@ -116,7 +116,8 @@ class PrivacySection(Section):
     clip_norm: float = Field(1.0, gt=0, description="largest L2 norm of one unit's gradient")
     max_images_per_patient: int = Field(16, ge=1, description="a patient's images used in one step, at most")
     engine: Name = Field(
-        "auto", description='how clipped gradients are made: "plain" (any network), "hooks", or "auto"'
+        "auto",
+        description='how clipped gradients are made: "plain", "vmap", "hooks", or "auto": the fastest that is right',
     )
     secure_noise: bool = Field(False, description="draw the noise from a cryptographic generator")
     physical_batch: int = Field(64, ge=1, description="images in memory at once; no effect on the result")

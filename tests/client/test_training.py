@@ -81,10 +81,10 @@ def test_it_learns_without_privacy(augment):
     assert metrics["eval.auc"] > 0.95
 
 
-@pytest.mark.parametrize("engine", ["plain", "hooks"])
+@pytest.mark.parametrize("engine", ["plain", "vmap", "hooks"])
 @pytest.mark.parametrize("unit", ["patient", "image"])
 def test_it_learns_with_privacy_whatever_the_engine_and_the_unit(engine, unit):
-    a_job, data = job(mechanism="dp-sgd", engine=engine, unit=unit, rate=0.5, epochs=4), cases(200)
+    a_job, data = job(mechanism="dp-sgd", engine=engine, unit=unit, rate=0.5, epochs=3), cases(150)
     plan = plan_steps(a_job, data)
     noise = noise_for(8.0, 1e-5, plan.sample_rate, plan.steps_per_round * 5)
     _, _, metrics = trained(a_job, data, rounds=5, mechanism=Mechanism(noise, plan.sample_rate))
