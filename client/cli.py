@@ -201,12 +201,18 @@ def show(kit: KitOption = None, as_json: JsonOption = False) -> None:
     if not summaries:
         typer.echo("Nothing is indexed yet: wardround site import --collection NAME FOLDER")
     for name, summary in summaries.items():
-        Console().print(name, summary)
+        typer.echo(f"{name}: {summary.images} images of {summary.patients} patients; {summary.refused} files refused")
+        labels = list(summary.labels)
+        table = Table("split", "patients", "images", *labels)
+        for split, counts in summary.splits.items():
+            by_label = [str(counts.labels.get(label, 0)) for label in labels]
+            table.add_row(split, str(counts.patients), str(counts.images), *by_label)
+        Console().print(table)
 
 
 @app.command()
 def releases(kit: KitOption = None, as_json: JsonOption = False) -> None:
-    """List every message that left this site: when, for which run, which fields, bytes, SHA-256, epsilon so far.
+    """List every message that left this site: when, for which run, its fields, bytes, SHA-256, epsilon so far.
 
     Example: wardround site releases --json
     """
@@ -216,18 +222,12 @@ def releases(kit: KitOption = None, as_json: JsonOption = False) -> None:
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(release) for release in found], indent=2))
         return
-    table = Table("when (UTC)", "run", "round", "kind", "status", "fields", "bytes", "epsilon", "sha256")
+    table = Table("when (UTC)", "run", "round", "kind", "status", "bytes", "epsilon")
     for release in found:
         epsilon = "" if release.epsilon is None else f"{release.epsilon:.3f}"
+        when = release.at[:19].replace("T", " ")
         table.add_row(
-            release.at[:19],
-            release.run,
-            str(release.round),
-            release.kind,
-            release.status,
-            str(len(release.fields)),
-            f"{release.bytes:,}",
-            epsilon,
-            release.sha256[:12],
+            when, release.run, str(release.round), release.kind, release.status, f"{release.bytes:,}", epsilon
         )
     Console().print(table)
+    typer.echo("Each with its fields, SHA-256 and job digest: --json")
