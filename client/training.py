@@ -25,7 +25,8 @@ from common.errors import JobError, UsageError
 from common.job import Job
 from common.tasks.task import Task
 
-EVALUATION_BATCH = 256
+EVALUATION_BATCH, EVALUATION_PIXELS = 256, 2**22
+"""Most images, and most pixels or voxels, that are evaluated at once: memory stays in bounds in 3D too."""
 SHIFT = 0.06
 """Largest shift of light augmentation, as a share of the image's size."""
 _ENGINE_CHOICES: dict[tuple[str, str], str] = {}
@@ -113,9 +114,10 @@ def evaluate(network: nn.Module, cases: CaseSet, targets: Tensor, task: Task, de
     started = time.perf_counter()
     network.eval()
     scores, losses = [], []
+    batch = max(1, min(EVALUATION_BATCH, EVALUATION_PIXELS // int(np.prod(cases.images.shape[1:]))))
     with torch.inference_mode():
-        for start in range(0, len(cases.labels), EVALUATION_BATCH):
-            rows = slice(start, start + EVALUATION_BATCH)
+        for start in range(0, len(cases.labels), batch):
+            rows = slice(start, start + batch)
             outputs = network(torch.from_numpy(np.array(cases.images[rows])).to(device)).float()
             losses.append(task.loss(outputs, targets[rows].to(device)).cpu())
             scores.append(task.scores(outputs).cpu())
