@@ -24,6 +24,7 @@ from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.retry import RetryInvoker, exponential
 from flwr.supercore.run import RunNotRunningException
 
+from common import flower as _settings  # noqa: F401 - both ends cut tensors into the same pieces
 from common.errors import LinkError
 from common.kit import Kit
 

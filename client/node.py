@@ -41,7 +41,7 @@ from common.kit import Kit
 
 __all__ = ["LinkReport", "check_admission", "probe", "run_node"]
 
-SHORTEST_POLL, LONGEST_POLL, POLLS_GROW_OVER = 0.1, 1.0, 100.0
+SHORTEST_POLL, LONGEST_POLL, POLLS_GROW_OVER = 0.05, 1.0, 100.0
 """Seconds between two looks for a message: the longer there was none, the longer."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 20.0
 """Seconds before the link is tried again."""
@@ -145,7 +145,7 @@ def _take(connection: Connection, bare: Message, tree: ObjectTree) -> tuple[Mess
     run_id, message_id = bare.metadata.run_id, bare.metadata.message_id
     # Tensors that are alike are one object in several places: each is fetched once.
     object_ids = list(dict.fromkeys(node.object_id for node in iterate_object_tree(tree)))
-    contents = pull_objects(object_ids, partial(connection.pull_object, run_id))
+    contents = pull_objects(object_ids, partial(connection.pull_object, run_id), initial_backoff=FIRST_PAUSE)
     size = sum(len(content) for content in contents.values())
     message = inflate_object_from_contents(message_id, contents)
     if not isinstance(message, Message):

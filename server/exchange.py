@@ -106,7 +106,7 @@ class Exchange:
                     del reply  # its tensors are used by now; the next message must not find them in memory
             if self.deadline is not None and time.monotonic() - started > self.deadline:
                 return
-            pause = SHORTEST_PAUSE if some else min(LONGEST_PAUSE, pause * 1.3)
+            pause = SHORTEST_PAUSE if some else min(LONGEST_PAUSE, pause * 1.05)
             if self.waiting and not some:
                 time.sleep(pause)
 

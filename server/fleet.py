@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import threading
 from datetime import UTC, datetime
 from typing import Any
 
@@ -34,8 +35,12 @@ from flwr.supercore.object_store import ObjectStoreFactory
 from common.errors import LinkError
 from common.kit import Kit
 
-CALLS_AT_ONCE = 512
-"""Calls taken in at once; more are turned away, and tried again by the site."""
+CALLS_AT_ONCE, HANDLED_AT_ONCE = 512, 1
+"""Calls taken in at once (more are turned away, and tried again by the site), and how many of them are worked on.
+
+A call from a slow line takes long to come in and must not keep others out; but the database has one writer, and who
+waits for it asleep waits longer.
+"""
 GRACE_SECONDS = 1.0
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
@@ -76,6 +81,27 @@ class Door(FleetServicer):
         return super().PushMessages(request, context)
 
 
+class Turnstile(grpc.ServerInterceptor):  # type: ignore[misc]
+    """Lets through as many calls at a time as the database can stand."""
+
+    def __init__(self, places: int) -> None:
+        self._places = threading.BoundedSemaphore(places)
+
+    def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
+        """Make a call wait for a place once it has come in whole."""
+        handler = continuation(details)
+        if handler is None or handler.unary_unary is None:
+            return handler
+
+        def unary_unary(request: Any, context: grpc.ServicerContext) -> Any:
+            with self._places:
+                return handler.unary_unary(request, context)
+
+        return grpc.unary_unary_rpc_method_handler(
+            unary_unary, handler.request_deserializer, handler.response_serializer
+        )
+
+
 def open_door(door: Door, kit: Kit, address: str) -> grpc.Server:
     """Start serving at `address` ("host:port") with the kit's certificate, TLS 1.2 or later.
 
@@ -86,6 +112,7 @@ def open_door(door: Door, kit: Kit, address: str) -> grpc.Server:
     """
     _check_port(address)
     interceptors: list[Any] = [
+        Turnstile(HANDLED_AT_ONCE),
         RpcErrorTranslationServerInterceptor(),
         NodeAuthServerInterceptor(door.state_factory),
         create_fleet_runtime_version_server_interceptor(),

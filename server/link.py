@@ -24,15 +24,13 @@ from flwr.supercore import sql_mixin
 from flwr.supercore.constant import NOOP_FEDERATION_ID, SQLITE_PRAGMAS, TaskType
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.run import Run
-from flwr.supercore.state.schema.corestate_models import Task
 from flwr.supercore.task_identity import TaskIdentity
-from flwr.supercore.utils import uint64_to_int64
 from flwr.superlink.federation import NoOpFederationManager
-from sqlalchemy import update
 from sqlalchemy.exc import SQLAlchemyError
 
 from certs.checks import require_usable
 from certs.kits import AdmittedSite
+from common import flower as _settings  # noqa: F401 - both ends cut tensors into the same pieces
 from common.errors import DataError, RunError
 from common.kit import Kit
 from server.fleet import Door, close_door, listening_address, open_door
@@ -45,9 +43,16 @@ log = logging.getLogger("wardround.link")
 logging.getLogger("flwr").setLevel(logging.ERROR)
 logging.getLogger("alembic.runtime.migration").setLevel(logging.WARNING)
 
-# A connection's cache and memory map would otherwise grow with the sites that send at once, to gigabytes.
-SMALL_CACHES = {"cache_size": "-4096", "mmap_size": "0"}
-vars(sql_mixin)["SQLITE_PRAGMAS"] = [(name, SMALL_CACHES.get(name, value)) for name, value in SQLITE_PRAGMAS]
+PRAGMAS = {
+    "page_size": "65536",  # tensors come in pieces of a megabyte
+    **dict(SQLITE_PRAGMAS),
+    # A connection's cache and memory map would otherwise grow with the sites that send at once, to gigabytes.
+    "cache_size": "-4096",
+    "mmap_size": "0",
+    # What is under way is worth nothing after a power cut: it is asked for again. A killed process harms nothing.
+    "synchronous": "OFF",
+}
+vars(sql_mixin)["SQLITE_PRAGMAS"] = list(PRAGMAS.items())
 
 
 @dataclass(frozen=True)
@@ -80,10 +85,20 @@ class RunLink:
         return self.members.node_ids
 
 
+class LinkState(SqlLinkState):
+    """Flower's state, without the two writes to the database that it adds to every call."""
+
+    def _cleanup_expired_task_tokens(self) -> None:
+        """Nothing: a run ends with this process at the latest, and is not watched for signs of life."""
+
+    def store_traffic(self, run_id: int, *, bytes_sent: int, bytes_recv: int) -> None:
+        """Nothing: the round loop keeps the books of what was sent and received."""
+
+
 class Link:
     """The running link. Made by `open_link`."""
 
-    def __init__(self, state: SqlLinkState, door: Door, address: str) -> None:
+    def __init__(self, state: LinkState, door: Door, address: str) -> None:
         self._state, self._door = state, door
         self._names: dict[int, str] = {}
         self.address = address
@@ -144,7 +159,11 @@ class Link:
             self._state.cleanup_run(run.run_id)
 
     def _start_run(self, name: str) -> tuple[Run, int]:
-        """Create a run and its task, both running; return them."""
+        """Create a run and its task, both running; return them.
+
+        Flower fails a run that it has not heard of for a minute (a laptop that slept, a clock that was set). Here a run
+        lives and dies with this process, and is not watched.
+        """
         state = self._state
         try:
             run_id = state.create_run(
@@ -153,11 +172,6 @@ class Link:
             (run,) = state.get_run_info(run_ids=[run_id])
             task_id = run.primary_task_id or 0
             started = state.claim_task(task_id) is not None and state.activate_task(task_id)
-            # Flower fails a run that it has not heard of for a minute: a laptop that slept, a clock that was set. Here
-            # the run lives and dies with this process, and needs no watching.
-            watched = update(Task).where(Task.task_id == uint64_to_int64(task_id))
-            with state.session() as session:
-                session.execute(watched.values(active_until=None))
         except (SQLAlchemyError, ValueError) as error:
             raise RunError(f"run {name}: the link's database did not take it ({_reason(error)})") from error
         if not started:
@@ -190,8 +204,9 @@ def open_link(kit: Kit, database: Path, *, listen: str | None = None) -> Iterato
     require_usable(kit)
     address = listen or listening_address(kit.address)
     objects = ObjectStoreFactory(str(database))
-    states = LinkStateFactory(str(database), NoOpFederationManager(), objects)
-    state = _open_state(states, database)
+    state = _open_state(database, objects)
+    states = LinkStateFactory(str(database), state.federation_manager, objects)
+    states.state_instance = state
     door = Door(states, objects)
     with ExitStack() as stack:
         server = open_door(door, kit, address)
@@ -200,11 +215,10 @@ def open_link(kit: Kit, database: Path, *, listen: str | None = None) -> Iterato
         yield Link(state, door, address)
 
 
-def _open_state(states: LinkStateFactory, database: Path) -> SqlLinkState:
+def _open_state(database: Path, objects: ObjectStoreFactory) -> LinkState:
     try:
-        state = states.state()
-        if not isinstance(state, SqlLinkState):
-            raise DataError(f"{database}: Flower keeps its state elsewhere: name a file")
+        state = LinkState(str(database), NoOpFederationManager(), objects.store())
+        state.initialize()
         for run in state.get_run_info(statuses=[Status.PENDING, Status.STARTING, Status.RUNNING]):
             state.stop_run(run.run_id)
         state.object_store.clear()

@@ -151,20 +151,17 @@ class LinkGrid(Grid):
         return replies
 
     def _push(self, message: Message) -> str:
-        message_id = message.object_id
+        message_id, run_id = message.object_id, self._run.run_id
         message.metadata.__dict__["_message_id"] = message_id
-        session = self._state.start_session(self._run.run_id)
-        bare, tree = remove_content_from_message(message), get_object_tree(message)
-        stored, missing = self._state.store_message_and_object_tree(bare, tree, session)
-        if not stored:
+        store, objects = self._state.object_store, get_all_nested_objects(message)
+        # Objects first: a site takes a message as soon as it is there, and would wait for what is not yet.
+        for object_id in store.preregister(run_id, get_object_tree(message)):
+            store.put(object_id, objects[object_id].deflate())
+        if self._state.store_message_ins(remove_content_from_message(message)) is None:
+            store.delete(message_id)
             return ""
-        objects = get_all_nested_objects(message)
-        for object_id in missing:
-            if not self._state.store_object(self._run.run_id, session, object_id, objects[object_id].deflate()):
-                raise RunError("the link's database can't take the message: is the disk full?")
-        self._pushed[message_id] = _Pushed(
-            message.metadata.dst_node_id, message.metadata.created_at + message.metadata.ttl
-        )
+        expires = message.metadata.created_at + message.metadata.ttl
+        self._pushed[message_id] = _Pushed(message.metadata.dst_node_id, expires)
         return message_id
 
     def _pull(self, message_id: str) -> Message | None:

@@ -180,14 +180,13 @@ def test_a_full_disk_fails_the_run_in_one_line_and_not_the_link(federation, ask)
         with link.open_run("full", ["north"]) as run:
             ask.wait_until(lambda: link.sites()[0].online)
             pages = sqlite3.connect(federation.database).execute("PRAGMA page_count").fetchone()[0]
-            with link._state.session() as session:
+            with link._state.object_store.session() as session:
                 session.connection().exec_driver_sql(f"PRAGMA max_page_count = {pages + 10}")
             big = np.random.default_rng(0).normal(size=100_000)
             with pytest.raises(RunError, match="disk") as problem:
                 # Often enough to meet the one of the pool's connections that has the limit.
                 [ask.push(run, "north", arrays=(big + number,)) for number in range(20)]
             assert "\n" not in str(problem.value)
-        link._state._engine.dispose()
         link._state.object_store._engine.dispose()
         with link.open_run("next", ["north"]) as run:
             assert not ask.pull(run, ask.push(run, "north")["north"]).has_error()
