@@ -52,7 +52,7 @@ class Member:
     def last_lines(self) -> str:
         """The end of what it wrote, as one line."""
         text = "\n".join(path.read_text(errors="replace") for path in dict.fromkeys((self.output, self.log)))
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
         return " | ".join(lines[-LOG_LINES:]) or "it wrote nothing"
 
 

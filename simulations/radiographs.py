@@ -1,7 +1,7 @@
 """Writes projection radiographs as real DICOM files, as the digital detectors of different makers would.
 
-Objects follow PS3.3 A.26 (Digital X-Ray, for presentation) or A.2 (Computed Radiography). They are de-identified as
-PS3.15 Annex E asks: a study code as PatientID, no name, no dates, PatientIdentityRemoved YES.
+Objects follow PS3.3 A.26 (Digital X-Ray; for processing where there is no window) or A.2 (Computed Radiography). They
+are de-identified as PS3.15 Annex E asks: a study code as PatientID, no name, no dates, PatientIdentityRemoved YES.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pydicom.uid import (
     UID,
     ComputedRadiographyImageStorage,
     DigitalXRayImageStorageForPresentation,
+    DigitalXRayImageStorageForProcessing,
     ExplicitVRLittleEndian,
     JPEG2000Lossless,
     RLELossless,
@@ -33,6 +34,8 @@ TRANSFER_SYNTAXES: dict[Encoding, UID] = {
     "none": ExplicitVRLittleEndian, "rle": RLELossless, "jpeg2000": JPEG2000Lossless,
 }
 LABELS_FILE = "labels.csv"
+DETECTOR_WIDTH = 430.0
+"""Side of a DX detector, in mm."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,12 @@ def wrap_arrays_as_dicom(
     return write_table(folder / LABELS_FILE, ("PatientID", "label"), rows)
 
 
+def _sop_class(scanner: Scanner) -> UID:
+    if scanner.modality == "CR":
+        return ComputedRadiographyImageStorage
+    return DigitalXRayImageStorageForPresentation if scanner.window else DigitalXRayImageStorageForProcessing
+
+
 def _uid(*parts: object) -> UID:
     return UID(f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, '/'.join(map(str, parts))).int}")
 
@@ -132,9 +141,7 @@ def _uid(*parts: object) -> UID:
 def _envelope(scanner: Scanner, exposure: Exposure, origin: str) -> FileDataset:
     """File meta information and every identifier."""
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = (
-        DigitalXRayImageStorageForPresentation if scanner.modality == "DX" else ComputedRadiographyImageStorage
-    )
+    meta.MediaStorageSOPClassUID = _sop_class(scanner)
     meta.MediaStorageSOPInstanceUID = _uid("instance", origin, exposure.patient, exposure.study, exposure.instance)
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
@@ -157,17 +164,25 @@ def _describe(dataset: Dataset, scanner: Scanner, exposure: Exposure) -> None:
     """Equipment, series and what the image shows."""
     dataset.Modality = scanner.modality
     dataset.Manufacturer, dataset.ManufacturerModelName = scanner.manufacturer, scanner.model
-    dataset.ImageType = ["ORIGINAL", "PRIMARY"]
+    dataset.ImageType = ["ORIGINAL", "PRIMARY", ""] if scanner.modality == "DX" else ["ORIGINAL", "PRIMARY"]
     dataset.BodyPartExamined, dataset.ViewPosition = "CHEST", exposure.view
     dataset.BurnedInAnnotation = "NO"
     dataset.LossyImageCompression = "00"
     if scanner.modality == "DX":
-        dataset.PresentationIntentType = "FOR PRESENTATION"
+        dataset.PresentationIntentType = "FOR PRESENTATION" if scanner.window else "FOR PROCESSING"
         dataset.ImageLaterality = "U"
+        dataset.AnatomicRegionSequence = [_code("51185008", "SCT", "Chest")]
+        dataset.PositionerType, dataset.DetectorType = "", ""
         dataset.PixelIntensityRelationship = "LOG"
         dataset.PixelIntensityRelationshipSign = 1 if scanner.inverted else -1
         dataset.RescaleIntercept, dataset.RescaleSlope, dataset.RescaleType = 0, 1, "US"
         dataset.AcquisitionContextSequence = []
+
+
+def _code(value: str, scheme: str, meaning: str) -> Dataset:
+    code = Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, scheme, meaning
+    return code
 
 
 def _put_pixels(dataset: Dataset, pixels: np.ndarray, scanner: Scanner) -> None:
@@ -180,6 +195,7 @@ def _put_pixels(dataset: Dataset, pixels: np.ndarray, scanner: Scanner) -> None:
     dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = scanner.bits, scanner.bits - 1, 0
     if scanner.modality == "DX":
         dataset.PresentationLUTShape = "INVERSE" if scanner.inverted else "IDENTITY"
+        dataset.ImagerPixelSpacing = [round(DETECTOR_WIDTH / size, 4) for size in pixels.shape]
     if scanner.window:
         # PS3.3 C.11.2.1.2: this centre and width map exactly 0..largest to the full range of greys.
         dataset.WindowCenter, dataset.WindowWidth = (largest + 1) / 2, largest + 1

@@ -37,8 +37,8 @@ FRACTIONS = (0.85, 0.10, 0.05)
 SCANNERS = (
     Scanner("A", modality="CR", bits=8),
     Scanner("B", modality="CR", bits=8, inverted=True),
-    Scanner("C", modality="DX", bits=8, encoding="rle"),
-    Scanner("D", modality="DX", bits=8, inverted=True, encoding="rle"),
+    Scanner("C", modality="CR", bits=8, encoding="rle"),
+    Scanner("D", modality="CR", bits=8, inverted=True, encoding="rle"),
 )
 """How each hospital's files are encoded, in turn. All keep the grey values exactly."""
 
