@@ -83,7 +83,7 @@ def test_uids_are_unique_and_some_patients_come_again(folders: dict[str, Path]):
 ])  # fmt: skip
 def test_labels_name_each_image_as_the_hospital_does(folders: dict[str, Path], name: str, key: str):
     folder = folders[name]
-    rows = list(csv.DictReader((folder / "labels.csv").open()))
+    rows = list(csv.DictReader((folder / "labels.csv").read_text().splitlines()))
     assert set(rows[0]) == {key, "label"}
     paths = sorted(folder.rglob("*.dcm"))
     present = {
@@ -120,7 +120,7 @@ def test_further_hospitals_have_names_and_scanners_of_their_own():
 def test_wrapped_arrays_come_back_with_the_grey_values_they_had(tmp_path: Path):
     images = np.random.default_rng(0).integers(0, 256, (5, 28, 28), dtype=np.uint8)
     labels = wrap_arrays_as_dicom(images, ["no", "yes", "no", "no", "yes"], tmp_path, site="a")
-    assert [row["label"] for row in csv.DictReader(labels.open())] == ["no", "yes", "no", "no", "yes"]
+    assert [row["label"] for row in csv.DictReader(labels.read_text().splitlines())] == ["no", "yes", "no", "no", "yes"]
     for image, path in zip(images, sorted(tmp_path.rglob("*.dcm")), strict=True):
         dataset = pydicom.dcmread(path)
         assert np.allclose(apply_voi_lut(dataset.pixel_array, dataset), image)
