@@ -139,7 +139,9 @@ class _Demo:
             write_atomically(federation.job, job_text(self._options, federation.sites, data).encode())
             run = self._start(crew, federation)
             with self._timed("training"):
-                show_rounds(federation.registry, run, self._console, crew.check)
+                ended = show_rounds(federation.registry, run, self._console, crew.check)
+            if ended.status not in ("completed", "incomplete"):
+                raise RunError(f"run {run} is {ended.status}: {ended.reason}")
             own = self._baselines(crew, federation, data)
         return self._result(federation, run, images, own)
 
@@ -211,8 +213,6 @@ class _Demo:
     ) -> DemoResult:
         registry = federation.registry
         detail = registry.run_detail(run)
-        if detail.summary.status not in ("completed", "incomplete"):
-            raise RunError(f"run {run} is {detail.summary.status}: {detail.summary.reason} (logs: {federation.logs})")
         tested = {row.site: row for record in detail.rounds if record.kind == "test" for row in record.sites}
         trained = {row.site: row.metrics for record in detail.rounds if record.kind == "train" for row in record.sites
                    if row.status == "aggregated"}  # fmt: skip

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from server.records import RoundRecord, weighted_mean
+from server.records import RoundRecord, RunSummary, weighted_mean
 from server.registry import Registry
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ UNDER_WAY = ("queued", "running")
 BAR_CELLS = 12
 
 
-def show_rounds(registry: Registry, run: str, console: Console, check: Callable[[], None]) -> None:
-    """Show each round of `run` as it is committed, until the run ends; `check` raises when a process has died."""
+def show_rounds(registry: Registry, run: str, console: Console, check: Callable[[], None]) -> RunSummary:
+    """Show each round of `run` as it is committed; return how the run ended. `check` raises when a process has died."""
     shown = 0
     with _progress(console) as progress:
         task = progress.add_task("training", total=None)
@@ -43,7 +43,7 @@ def show_rounds(registry: Registry, run: str, console: Console, check: Callable[
                     progress.console.print(line, highlight=False)
             shown = len(pairs)
             if detail.summary.status not in UNDER_WAY:
-                return
+                return detail.summary
             time.sleep(LOOK_SECONDS)
 
 
