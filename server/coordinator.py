@@ -73,9 +73,7 @@ def known_sites(kit: Kit, registry: Registry) -> list[SiteSeen]:
     """Return the sites on the roster as it is now, with what the coordinator last saw of each. Raises KitError."""
     seen = {site.name: site for site in registry.list_sites()}
     return [
-        replace(
-            seen.get(name, SiteSeen(name, None, False, None)), certificate_ends=admitted.not_after.timestamp()
-        )
+        replace(seen.get(name, SiteSeen(name, None, False, None)), certificate_ends=admitted.not_after.timestamp())
         for name, admitted in sorted(read_roster(kit.folder / "roster").items())
     ]
 

@@ -37,7 +37,8 @@ class Criterion:
 def build_criterion(name: str) -> Criterion:
     """Return the criterion that the job names. Raises JobError, with the nearest right name, for no metric."""
     known = [
-        field.removeprefix("eval.") for field in METRIC_FIELDS
+        field.removeprefix("eval.")
+        for field in METRIC_FIELDS
         if field.startswith("eval.") and not field.endswith((*_NOT_A_QUALITY, "_low", "_high"))
     ]
     if name in known:

@@ -67,6 +67,4 @@ def _now(progress: Mapping[str, Any] | None) -> str:
 def _line(detail: RunDetail, cells: tuple[str, ...]) -> str:
     title, sites, loss, score, epsilon, seconds, megabytes = cells
     criterion = detail.job.aggregation.criterion
-    return (
-        f"{title}: {sites} sites, loss {loss}, {criterion} {score}, epsilon {epsilon}, {seconds} s, {megabytes} MB"
-    )
+    return f"{title}: {sites} sites, loss {loss}, {criterion} {score}, epsilon {epsilon}, {seconds} s, {megabytes} MB"

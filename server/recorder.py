@@ -27,10 +27,18 @@ class RunRecorder:
     def progress(self, record: RoundRecord, waiting: tuple[str, ...]) -> None:
         """Show the exchange under way to whoever follows the run."""
         with self._database.write() as connection:
-            set_run(connection, self._name, progress={
-                "kind": record.kind, "number": record.number, "attempt": record.attempt, "since": record.started,
-                "waiting": list(waiting), "done": {site.site: site.status for site in record.sites},
-            })
+            set_run(
+                connection,
+                self._name,
+                progress={
+                    "kind": record.kind,
+                    "number": record.number,
+                    "attempt": record.attempt,
+                    "since": record.started,
+                    "waiting": list(waiting),
+                    "done": {site.site: site.status for site in record.sites},
+                },
+            )
 
     def commit(self, record: RoundRecord, model: Tensors | None, best: Kept | None) -> None:
         """Keep a round. Either all of it is kept, or nothing. Raises RunError or DataError when the disk is full."""
@@ -85,17 +93,35 @@ def _insert_round(connection: Connection, run_id: int, record: RoundRecord) -> N
     connection.execute(delete(site_rounds).where(site_rounds.c.round_id == before))
     connection.execute(delete(rounds).where(rounds.c.id == before))
     row = insert(rounds).values(
-        run_id=run_id, kind=record.kind, number=record.number, attempt=record.attempt, status=record.status,
-        reason=record.reason, started=record.started, seconds=record.seconds, share=record.share, score=record.score,
-        whole=record.whole, warnings=list(record.warnings),
+        run_id=run_id,
+        kind=record.kind,
+        number=record.number,
+        attempt=record.attempt,
+        status=record.status,
+        reason=record.reason,
+        started=record.started,
+        seconds=record.seconds,
+        share=record.share,
+        score=record.score,
+        whole=record.whole,
+        warnings=list(record.warnings),
     )
     round_id = connection.execute(row.returning(rounds.c.id)).scalar_one()
     for position, site in enumerate(record.sites):
-        connection.execute(insert(site_rounds).values(
-            round_id=round_id, site=site.site, position=position, status=site.status, reason=site.reason,
-            seconds=site.seconds, sent=site.sent, received=site.received, examples=site.examples,
-            metrics=dict(site.metrics),
-        ))
+        connection.execute(
+            insert(site_rounds).values(
+                round_id=round_id,
+                site=site.site,
+                position=position,
+                status=site.status,
+                reason=site.reason,
+                seconds=site.seconds,
+                sent=site.sent,
+                received=site.received,
+                examples=site.examples,
+                metrics=dict(site.metrics),
+            )
+        )
         if site.status in ("aggregated", "trained"):
             of_site = (run_sites.c.run_id == run_id, run_sites.c.site == site.site)
             connection.execute(update(run_sites).where(*of_site).values(examples=site.examples))
@@ -105,7 +131,9 @@ def _insert_round(connection: Connection, run_id: int, record: RoundRecord) -> N
 
 def _note_late(connection: Connection, run_id: int, late: LateAnswer) -> None:
     earlier = select(rounds.c.id).where(
-        rounds.c.run_id == run_id, rounds.c.kind == late.kind, rounds.c.number == late.number,
+        rounds.c.run_id == run_id,
+        rounds.c.kind == late.kind,
+        rounds.c.number == late.number,
         rounds.c.attempt == late.attempt,
     )
     connection.execute(
@@ -125,12 +153,28 @@ def _promote(connection: Connection, run_id: int, best: Kept) -> None:
 
 
 def keep_model(
-    connection: Connection, run_id: int, kind: str, provenance: Provenance, path: str, sha256: str, size: int,
+    connection: Connection,
+    run_id: int,
+    kind: str,
+    provenance: Provenance,
+    path: str,
+    sha256: str,
+    size: int,
     score: float | None,
 ) -> None:
     """Name a model file as the run's "last" or "best", in place of the one that was."""
     connection.execute(delete(models).where(models.c.run_id == run_id, models.c.kind == kind))
-    connection.execute(insert(models).values(
-        run_id=run_id, kind=kind, round=provenance.round, path=path, sha256=sha256, bytes=size,
-        digest=provenance.job_digest, code_version=provenance.code_version, score=score, created=time.time(),
-    ))
+    connection.execute(
+        insert(models).values(
+            run_id=run_id,
+            kind=kind,
+            round=provenance.round,
+            path=path,
+            sha256=sha256,
+            bytes=size,
+            digest=provenance.job_digest,
+            code_version=provenance.code_version,
+            score=score,
+            created=time.time(),
+        )
+    )

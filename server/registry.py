@@ -76,8 +76,15 @@ class Registry:
         sha256, size = write_model(self.folder / path, initial, provenance)
         with self._database.write() as connection:
             row = insert(runs).values(
-                name=name, status="queued", reason="", stop_wanted=False, job_name=job.name, digest=job.digest,
-                job=job.canonical_json(), rounds=job.aggregation.rounds, code_version=provenance.code_version,
+                name=name,
+                status="queued",
+                reason="",
+                stop_wanted=False,
+                job_name=job.name,
+                digest=job.digest,
+                job=job.canonical_json(),
+                rounds=job.aggregation.rounds,
+                code_version=provenance.code_version,
                 created=time.time(),
             )
             run_id = connection.execute(row.returning(runs.c.id)).scalar_one()
@@ -141,7 +148,8 @@ class Registry:
         with self._database.write() as connection:
             if status == "completed":
                 lacking = connection.execute(
-                    select(func.count()).select_from(rounds.join(runs))
+                    select(func.count())
+                    .select_from(rounds.join(runs))
                     .where(runs.c.name == name, rounds.c.status == "aggregated", rounds.c.whole.is_(False))
                 ).scalar_one()
                 if lacking:
@@ -199,7 +207,8 @@ class Registry:
         with self._database.read() as connection:
             row = find_run(connection, name)
             examples = connection.execute(
-                select(run_sites.c.site, run_sites.c.examples).where(run_sites.c.run_id == row.id)
+                select(run_sites.c.site, run_sites.c.examples)
+                .where(run_sites.c.run_id == row.id)
                 .order_by(run_sites.c.position)
             )
             kept = connection.execute(select(models).where(models.c.run_id == row.id).order_by(models.c.kind))
@@ -210,8 +219,15 @@ class Registry:
                 rounds=_rounds(connection, row.id),
                 models=tuple(
                     ModelFile(
-                        m.kind, m.round, str(self.folder / m.path), m.sha256, m.bytes, m.digest, m.code_version,
-                        m.score, m.created,
+                        m.kind,
+                        m.round,
+                        str(self.folder / m.path),
+                        m.sha256,
+                        m.bytes,
+                        m.digest,
+                        m.code_version,
+                        m.score,
+                        m.created,
                     )
                     for m in kept
                 ),
@@ -251,8 +267,18 @@ def _summary(connection: Connection, row: Row[Any]) -> RunSummary:
         select(func.max(rounds.c.number)).where(rounds.c.run_id == row.id, rounds.c.status == "aggregated")
     ).scalar()
     return RunSummary(
-        row.name, row.status, row.reason, row.job_name, row.digest, row.rounds, done or 0, row.code_version,
-        row.created, row.started, row.finished, row.progress,
+        row.name,
+        row.status,
+        row.reason,
+        row.job_name,
+        row.digest,
+        row.rounds,
+        done or 0,
+        row.code_version,
+        row.created,
+        row.started,
+        row.finished,
+        row.progress,
     )
 
 
@@ -260,13 +286,32 @@ def _rounds(connection: Connection, run_id: int) -> tuple[RoundRecord, ...]:
     by_round: dict[int, list[SiteRound]] = {}
     query = select(site_rounds).join(rounds).where(rounds.c.run_id == run_id).order_by(site_rounds.c.position)
     for row in connection.execute(query):
-        by_round.setdefault(row.round_id, []).append(SiteRound(
-            row.site, row.status, row.reason, row.seconds, row.sent, row.received, row.examples, row.metrics,
-        ))
+        by_round.setdefault(row.round_id, []).append(
+            SiteRound(
+                row.site,
+                row.status,
+                row.reason,
+                row.seconds,
+                row.sent,
+                row.received,
+                row.examples,
+                row.metrics,
+            )
+        )
     return tuple(
         RoundRecord(
-            row.kind, row.number, row.attempt, row.status, tuple(by_round.get(row.id, ())), row.reason, row.started,
-            row.seconds, row.share, row.score, row.whole, tuple(row.warnings),
+            row.kind,
+            row.number,
+            row.attempt,
+            row.status,
+            tuple(by_round.get(row.id, ())),
+            row.reason,
+            row.started,
+            row.seconds,
+            row.share,
+            row.score,
+            row.whole,
+            tuple(row.warnings),
         )
         for row in connection.execute(select(rounds).where(rounds.c.run_id == run_id).order_by(rounds.c.id))
     )

@@ -14,8 +14,13 @@ from rich.text import Text
 from server.records import CoordinatorSeen, ModelFile, RoundRecord, RunDetail, RunSummary, SiteRound, SiteSeen
 
 COLOURS = {
-    "completed": "green", "incomplete": "bold yellow", "failed": "bold red", "interrupted": "yellow",
-    "stopped": "yellow", "running": "cyan", "queued": "blue",
+    "completed": "green",
+    "incomplete": "bold yellow",
+    "failed": "bold red",
+    "interrupted": "yellow",
+    "stopped": "yellow",
+    "running": "cyan",
+    "queued": "blue",
 }
 HEARTBEAT_SECONDS = 15.0
 """Without a sign of life for this long, the coordinator is taken to be gone."""
@@ -31,7 +36,12 @@ def runs_table(runs: Sequence[RunSummary]) -> Table:
     table = Table("run", "status", "rounds", "started (UTC)", "minutes", "job digest", "why", box=None)
     for run in runs:
         table.add_row(
-            run.name, _status(run), f"{run.done}/{run.rounds}", moment(run.started), _minutes(run), run.digest[:12],
+            run.name,
+            _status(run),
+            f"{run.done}/{run.rounds}",
+            moment(run.started),
+            _minutes(run),
+            run.digest[:12],
             run.reason,
         )
     return table
@@ -41,8 +51,12 @@ def run_report(detail: RunDetail) -> Group:
     """Return a run in full: rounds, sites, warnings, models."""
     run = detail.summary
     head = Text.assemble(
-        (run.name, "bold"), "  ", _status(run), f"  {run.done} of {run.rounds} rounds  ",
-        f"started {moment(run.started)} UTC  {_minutes(run)} min\n", f"job {run.digest}  code {run.code_version}",
+        (run.name, "bold"),
+        "  ",
+        _status(run),
+        f"  {run.done} of {run.rounds} rounds  ",
+        f"started {moment(run.started)} UTC  {_minutes(run)} min\n",
+        f"job {run.digest}  code {run.code_version}",
     )
     parts: list[RenderableType] = [head]
     if run.reason:
@@ -68,8 +82,12 @@ def round_cells(record: RoundRecord) -> tuple[str, ...]:
     """Return a round's numbers: title, sites that counted, loss, score, epsilon, seconds, megabytes received."""
     counted = record.named("aggregated", "trained", "evaluated")
     return (
-        record.title, f"{len(counted)}/{len(record.sites)}", number(record.loss), number(record.score),
-        number(epsilon_of_round(record)), f"{record.seconds:.1f}",
+        record.title,
+        f"{len(counted)}/{len(record.sites)}",
+        number(record.loss),
+        number(record.score),
+        number(epsilon_of_round(record)),
+        f"{record.seconds:.1f}",
         f"{sum(site.received for site in record.sites) / 1e6:.1f}",
     )
 
@@ -127,9 +145,11 @@ def _sites_table(detail: RunDetail) -> Table:
         rows = [s for r in detail.rounds if r.kind == "train" for s in r.sites if s.site == name]
         last = next((row.metrics for row in reversed(rows) if "privacy.epsilon" in row.metrics), {})
         table.add_row(
-            name, "?" if examples is None else f"{examples:,}",
+            name,
+            "?" if examples is None else f"{examples:,}",
             f"{sum(row.status == 'aggregated' for row in rows)}/{detail.summary.done}",
-            number(last.get("privacy.epsilon")), f"{last['privacy.delta']:g}" if "privacy.delta" in last else "-",
+            number(last.get("privacy.epsilon")),
+            f"{last['privacy.delta']:g}" if "privacy.delta" in last else "-",
             _with_interval(tested.get(name), detail.job.aggregation.criterion),
         )
     return table
@@ -145,7 +165,8 @@ def _with_interval(site: SiteRound | None, metric: str) -> str:
 def _model_line(model: ModelFile, criterion: str) -> Text:
     score = f", validation {criterion} {number(model.score)}" if model.score is not None else ""
     return Text.assemble(
-        (f"{model.kind:>4}", "bold"), f" model: after round {model.round}{score}\n     {model.path}\n",
+        (f"{model.kind:>4}", "bold"),
+        f" model: after round {model.round}{score}\n     {model.path}\n",
         f"     sha256 {model.sha256}",
     )
 

@@ -106,7 +106,8 @@ class RoundLoop:
         request = Request("train", self._run, self._number + 1, self._job, self._model)
         total = RunningMean(self._model)
         record = self._exchange(
-            request, RoundRecord("train", request.number, self._attempts + 1, "no quorum", ()),
+            request,
+            RoundRecord("train", request.number, self._attempts + 1, "no quorum", ()),
             lambda answer: self._add(answer, total),
         )
         trained = record.named("trained")
@@ -132,9 +133,7 @@ class RoundLoop:
         warnings = self._missing(record)
         for warning in warnings:
             log.warning("run %s round %d: %s", self._run, record.number, warning)
-        sites = tuple(
-            replace(site, status="aggregated") if site.site in trained else site for site in record.sites
-        )
+        sites = tuple(replace(site, status="aggregated") if site.site in trained else site for site in record.sites)
         record = replace(record, status="aggregated", sites=sites, whole=not warnings, warnings=warnings)
         self._recorder.commit(record, model, self._best)
         self._model, self._number, self._failed = model, record.number, 0
@@ -162,7 +161,8 @@ class RoundLoop:
             self._best = Kept(number, score)
         warnings = tuple(
             f"{site.site} is missing from the evaluation on {split}: {site.reason or site.status}"
-            for site in record.sites if site.status != "evaluated"
+            for site in record.sites
+            if site.status != "evaluated"
         )
         self._recorder.commit(replace(record, score=score, warnings=warnings), None, self._best or Kept(number, None))
 
@@ -171,11 +171,14 @@ class RoundLoop:
         started = time.monotonic()
         record = replace(record, started=time.time())
         exchange = Exchange(
-            self._grid, self._node_ids, encode_request(request),
+            self._grid,
+            self._node_ids,
+            encode_request(request),
             MessageType.TRAIN if request.kind == "train" else MessageType.EVALUATE,
             f"{request.kind}-{request.number}",
             tuple(site for site in self._job.sites if site not in self._refused),
-            self._job.aggregation.deadline_seconds, self._stopped,
+            self._job.aggregation.deadline_seconds,
+            self._stopped,
         )
         done: dict[str, SiteRound] = {}
         self._recorder.progress(record, exchange.sites)
@@ -255,8 +258,11 @@ class RoundLoop:
         largest = max(self._examples.values(), default=0)
         return tuple(
             f"{site.site} ({site.status}) is missing from this round, "
-            + (f"the site with the most training cases, {largest:,} of {sum(self._examples.values()):,}"
-               if site.site in self._examples else "and may be the largest: its number of cases is not known")
+            + (
+                f"the site with the most training cases, {largest:,} of {sum(self._examples.values()):,}"
+                if site.site in self._examples
+                else "and may be the largest: its number of cases is not known"
+            )
             for site in record.sites
             if site.site not in trained and self._examples.get(site.site, largest) >= largest
         )

@@ -24,7 +24,8 @@ metadata = MetaData()
 
 # Times are seconds since 1970 UTC, which SQLite and PostgreSQL keep alike.
 runs = Table(
-    "runs", metadata,
+    "runs",
+    metadata,
     Column("id", Integer, primary_key=True),
     Column("name", String(120), nullable=False, unique=True),
     Column("status", String(20), nullable=False),
@@ -42,7 +43,8 @@ runs = Table(
 )
 
 run_sites = Table(
-    "run_sites", metadata,
+    "run_sites",
+    metadata,
     Column("run_id", ForeignKey("runs.id"), primary_key=True),
     Column("site", String(64), primary_key=True),
     Column("position", Integer, nullable=False),
@@ -50,7 +52,8 @@ run_sites = Table(
 )
 
 rounds = Table(
-    "rounds", metadata,
+    "rounds",
+    metadata,
     Column("id", Integer, primary_key=True),
     Column("run_id", ForeignKey("runs.id"), nullable=False),
     Column("kind", String(20), nullable=False),
@@ -68,7 +71,8 @@ rounds = Table(
 )
 
 site_rounds = Table(
-    "site_rounds", metadata,
+    "site_rounds",
+    metadata,
     Column("round_id", ForeignKey("rounds.id"), primary_key=True),
     Column("site", String(64), primary_key=True),
     Column("position", Integer, nullable=False),
@@ -82,7 +86,8 @@ site_rounds = Table(
 )
 
 models = Table(
-    "models", metadata,
+    "models",
+    metadata,
     Column("id", Integer, primary_key=True),
     Column("run_id", ForeignKey("runs.id"), nullable=False),
     Column("kind", String(10), nullable=False),
@@ -98,7 +103,8 @@ models = Table(
 )
 
 sites = Table(
-    "sites", metadata,
+    "sites",
+    metadata,
     Column("name", String(64), primary_key=True),
     Column("certificate_ends", Float),
     Column("online", Boolean, nullable=False),
@@ -106,7 +112,8 @@ sites = Table(
 )
 
 coordinators = Table(
-    "coordinators", metadata,
+    "coordinators",
+    metadata,
     Column("id", Integer, primary_key=True),
     Column("process", Integer, nullable=False),
     Column("address", String(255), nullable=False),

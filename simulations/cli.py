@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-demo = typer.Typer(add_completion=False, help="Train a whole federation of hospitals on this machine, to see how it works.")
+HELP = "Train a whole federation of hospitals on this machine, to see how it works."
+demo = typer.Typer(add_completion=False, help=HELP)
 
 
 @demo.command()

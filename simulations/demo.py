@@ -126,9 +126,7 @@ class _Demo:
         """Do it all."""
         names = [hospital.name for hospital in make_hospitals(self._options.sites)]
         with self._step("federation") as done:
-            federation = create_federation(
-                self._folder, names, collection=COLLECTION, private=self._options.private
-            )
+            federation = create_federation(self._folder, names, collection=COLLECTION, private=self._options.private)
             done(f"an authority, {len(names) + 1} kits; every key made at its own site")
         # Sites and coordinator share the cores: one thread each does more than many that wait for each other.
         threads = str(max(1, self._cores // len(names)))
@@ -189,9 +187,7 @@ class _Demo:
             crew.start("coordinator", [*wardround, "coordinator", "start", kit, "--listen", federation.address])
             for site in federation.sites:
                 crew.start(f"site {site}", [*wardround, "site", "start", str(federation.site_kit(site))])
-            asked = crew.run_all(
-                {"run": [*wardround, "run", str(federation.job), "--kit", kit, "--json"]}, at_once=1
-            )
+            asked = crew.run_all({"run": [*wardround, "run", str(federation.job), "--kit", kit, "--json"]}, at_once=1)
             done(f"a coordinator and {len(federation.sites)} sites: processes that speak TLS gRPC")
         return str(json.loads(asked["run"])["run"])
 

@@ -1,6 +1,6 @@
 """A federation on one machine: its folder, made as a real one is made, key by key and kit by kit.
 
-    FOLDER/federation.toml  job.toml  kits/  data/SITE/  logs/
+FOLDER/federation.toml  job.toml  kits/  data/SITE/  logs/
 """
 
 from __future__ import annotations

@@ -31,7 +31,9 @@ from common.files import write_atomically
 
 Encoding = Literal["none", "rle", "jpeg2000"]
 TRANSFER_SYNTAXES: dict[Encoding, UID] = {
-    "none": ExplicitVRLittleEndian, "rle": RLELossless, "jpeg2000": JPEG2000Lossless,
+    "none": ExplicitVRLittleEndian,
+    "rle": RLELossless,
+    "jpeg2000": JPEG2000Lossless,
 }
 LABELS_FILE = "labels.csv"
 DETECTOR_WIDTH = 430.0

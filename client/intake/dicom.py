@@ -186,9 +186,7 @@ def _shown(stored: npt.NDArray[Any], frame: Dataset) -> Pixels:
     return grey[..., np.newaxis]
 
 
-def _grey(
-    stored: npt.NDArray[Any], values: npt.NDArray[Any], padding: npt.NDArray[np.bool_], frame: Dataset
-) -> Pixels:
+def _grey(stored: npt.NDArray[Any], values: npt.NDArray[Any], padding: npt.NDArray[np.bool_], frame: Dataset) -> Pixels:
     if frame.get("VOILUTSequence"):
         depth = int(frame.VOILUTSequence[0].LUTDescriptor[2])
         return full_range(apply_voi(np.rint(values).astype(np.int32), frame), 2**depth - 1)

@@ -158,9 +158,7 @@ class _Intake:
         )
 
 
-def _prepare(
-    kit_folder: Path, collection: str, folder: Path, labels: Path | None, options: ImportOptions
-) -> _Intake:
+def _prepare(kit_folder: Path, collection: str, folder: Path, labels: Path | None, options: ImportOptions) -> _Intake:
     started = time.monotonic()
     catalog = Catalog(kit_folder / CATALOG)
     catalog.check()

@@ -95,6 +95,7 @@ def run_all(folder: Path, data: Path, seeds: Sequence[int], rounds: int, workers
 
 def goals(outcomes: Sequence[Outcome]) -> dict[str, bool]:
     """Return each goal with whether the means over the seeds meet it."""
+
     def mean(*names: str) -> float:
         return float(np.mean([outcome.metrics["auc"] for outcome in outcomes if outcome.arm in names]))
 

@@ -97,7 +97,7 @@ from client.catalog import Catalog
 from client.dataset import open_cases
 from common.job import DataSection
 cases = open_cases(Catalog(Path({str(kit_folder / CATALOG)!r})), DataSection(collection="chest", size=(16, 16)),
-                   "train", Path({str(tmp_path / 'cache')!r}))
+                   "train", Path({str(tmp_path / "cache")!r}))
 print(float(cases.images.sum()))
 """
     processes = [
@@ -123,7 +123,7 @@ from common.errors import DataError
 from common.job import DataSection
 try:
     open_cases(Catalog(Path({str(kit_folder / CATALOG)!r})), DataSection(collection="chest", size=(64, 64)),
-               "train", Path({str(tmp_path / 'cache')!r}))
+               "train", Path({str(tmp_path / "cache")!r}))
 except DataError as error:
     print(error)
 """
@@ -177,9 +177,7 @@ def test_a_2d_image_at_a_3d_size_is_named(kit_folder, tmp_path):
 def test_a_smaller_size_averages_rather_than_picks(kit_folder, tmp_path, write_dicom):
     board = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
     write_dicom(tmp_path / "images" / "a.dcm", pixels=board)
-    import_folder(
-        kit_folder, "chest", tmp_path / "images", labelled(tmp_path, tmp_path / "images"), options=ALL_TRAIN
-    )
+    import_folder(kit_folder, "chest", tmp_path / "images", labelled(tmp_path, tmp_path / "images"), options=ALL_TRAIN)
     cases = open_cases(Catalog(kit_folder / CATALOG), CHEST, "train", tmp_path / "cache")
     np.testing.assert_allclose(cases.images[0, 0, 2:-2, 2:-2], 0.5, atol=0.02)
 
@@ -187,9 +185,7 @@ def test_a_smaller_size_averages_rather_than_picks(kit_folder, tmp_path, write_d
 def test_frames_of_one_file_are_cases_in_2d_and_slices_in_3d(kit_folder, tmp_path, write_dicom):
     stored = np.arange(10, dtype=np.uint8)[:, None, None] * np.full((1, 20, 20), 20, dtype=np.uint8)
     write_dicom(tmp_path / "images" / "a.dcm", pixels=stored)
-    import_folder(
-        kit_folder, "chest", tmp_path / "images", labelled(tmp_path, tmp_path / "images"), options=ALL_TRAIN
-    )
+    import_folder(kit_folder, "chest", tmp_path / "images", labelled(tmp_path, tmp_path / "images"), options=ALL_TRAIN)
     catalog = Catalog(kit_folder / CATALOG)
     flat = open_cases(catalog, CHEST, "train", tmp_path / "cache")
     assert (flat.images.shape, flat.patient_count) == ((10, 1, 16, 16), 1)

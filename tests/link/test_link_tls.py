@@ -209,9 +209,7 @@ def test_a_site_cannot_activate_another_nor_answer_for_it(federation, ask):
                     ActivateNodeRequest(public_key=public_key_to_bytes(other.public_key()), heartbeat_interval=30)
                 ),
                 lambda: stub.PullMessages(PullMessagesRequest(node=Node(node_id=ids["south"]))),
-                lambda: stub.PushMessages(
-                    PushMessagesRequest(node=Node(node_id=ids["north"]), messages_list=[forged])
-                ),
+                lambda: stub.PushMessages(PushMessagesRequest(node=Node(node_id=ids["north"]), messages_list=[forged])),
             ):
                 with pytest.raises(grpc.RpcError) as problem:
                     call()

@@ -125,6 +125,11 @@ class HonestSite:
         tensors = {name: tensor + step * (target - tensor) for name, tensor in request.model.items()}
         metrics |= {"train.loss": 1.0 / request.number, "train.images": float(self.examples)}
         return Answer(
-            self.name, request.job.digest, request.number, "ok",
-            examples=self.examples, metrics=metrics, tensors=tensors,
+            self.name,
+            request.job.digest,
+            request.number,
+            "ok",
+            examples=self.examples,
+            metrics=metrics,
+            tensors=tensors,
         )

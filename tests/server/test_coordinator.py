@@ -56,7 +56,8 @@ class Live:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
         with (self.kits / f"{name}.log").open("a") as log:
             self.processes[name] = subprocess.Popen(
-                [*command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, text=True)
+                [*command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, text=True
+            )
 
     def start_coordinator(self) -> None:
         self.spawn("coordinator", *WARDROUND, "coordinator", "start", str(self.kit))
@@ -78,7 +79,8 @@ class Live:
 def make_kits(folder: Path, port: int) -> Path:
     sites = "".join(f'[[sites]]\nname = "{name}"\n' for name in SITES)
     (folder / "federation.toml").write_text(
-        f'name = "study"\n[coordinator]\naddress = "127.0.0.1:{port}"\naddresses = ["127.0.0.1"]\n{sites}')
+        f'name = "study"\n[coordinator]\naddress = "127.0.0.1:{port}"\naddresses = ["127.0.0.1"]\n{sites}'
+    )
     kits = create_kits(read_federation(folder / "federation.toml"), folder / "kits")
     for name in SITES:
         kit = read_kit(kits / "sites" / name, "site")

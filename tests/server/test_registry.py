@@ -43,7 +43,12 @@ def test_a_completed_run_tells_everything_that_happened(registry, federation):
     assert detail.summary.digest == job_of().digest
     assert detail.examples == {"north": 2400, "south": 700, "west": 400}
     assert [(record.kind, record.number) for record in detail.rounds] == [
-        ("train", 1), ("train", 2), ("train", 3), ("validation", 3), ("test", 3)]
+        ("train", 1),
+        ("train", 2),
+        ("train", 3),
+        ("validation", 3),
+        ("test", 3),
+    ]
     assert detail.rounds[0].sites[0].metrics["eval.auc"] == pytest.approx(0.51)
     assert detail.rounds[0].loss == pytest.approx(1.0)
 
@@ -64,7 +69,9 @@ def test_only_the_best_and_the_last_model_stay_on_disk(registry, federation):
         site.auc = lambda request: {2: 0.9}.get(request.number, 0.5)
     name, _ = run(registry, job_of(), federation)
     assert sorted(file.name for file in (registry.folder / name).iterdir()) == [
-        "round-00001.safetensors", "round-00003.safetensors"]
+        "round-00001.safetensors",
+        "round-00003.safetensors",
+    ]
     assert [(model.kind, model.round) for model in registry.run_detail(name).models] == [("best", 1), ("last", 3)]
 
 
@@ -103,7 +110,8 @@ def test_a_run_that_was_cut_off_goes_on_from_its_last_commit_to_the_same_bits(re
 def test_a_run_without_its_largest_site_in_some_round_is_incomplete(registry, federation):
     honest = HonestSite("north", 2400)
     federation["north"] = lambda request: (
-        Answer("north", "", 0, "failed", "GPU lost") if request.number == 2 else honest(request))
+        Answer("north", "", 0, "failed", "GPU lost") if request.number == 2 else honest(request)
+    )
     name, status = run(registry, job_of(), federation)
     assert status == "incomplete"
     assert "1 rounds lack the site with the most cases" in registry.summary(name).reason

@@ -73,8 +73,9 @@ def test_every_round_averages_the_updates_by_examples(federation):
 
 
 def test_the_order_in_which_sites_answer_changes_no_bit_of_the_model(federation):
-    forward, backward = (run(job_of(), PlaygroundGrid(dict(order))) for order in (
-        federation.items(), reversed(federation.items())))
+    forward, backward = (
+        run(job_of(), PlaygroundGrid(dict(order))) for order in (federation.items(), reversed(federation.items()))
+    )
     assert all(forward.models[3][name].tobytes() == backward.models[3][name].tobytes() for name in model_of())
 
 
@@ -93,22 +94,29 @@ def bad(**changes):
     def behave(request):
         honest = HonestSite("south", 700)(request)
         return dataclasses.replace(honest, **changes) if request.kind == "train" else honest
+
     return behave
 
 
-@pytest.mark.parametrize(("behaviour", "reason"), [
-    (bad(tensors={"z.weight": np.full((3, 2), np.nan, np.float32), "a.bias": np.zeros(2, np.float32)}), "not finite"),
-    (bad(tensors={"other": np.zeros(2, np.float32)}), "another architecture"),
-    (bad(tensors={"z.weight": np.zeros((2, 3), np.float32), "a.bias": np.zeros(2, np.float32)}), "shape"),
-    (bad(tensors={"z.weight": np.zeros((3, 2)), "a.bias": np.zeros(2, np.float32)}), "dtype float64"),
-    (bad(tensors=None), "no update"),
-    (bad(examples=0, metrics={}), "a count of 0"),
-    (bad(examples=10**9, metrics={}), "a count of 1000000000"),
-    (bad(examples=5), "its metrics say 700"),
-    (bad(site="north"), 'bears the name "north"'),
-    (bad(number=7), "for round 7"),
-    (bad(job_digest="0" * 64), "for job 000000000000"),
-])
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [
+        (
+            bad(tensors={"z.weight": np.full((3, 2), np.nan, np.float32), "a.bias": np.zeros(2, np.float32)}),
+            "not finite",
+        ),
+        (bad(tensors={"other": np.zeros(2, np.float32)}), "another architecture"),
+        (bad(tensors={"z.weight": np.zeros((2, 3), np.float32), "a.bias": np.zeros(2, np.float32)}), "shape"),
+        (bad(tensors={"z.weight": np.zeros((3, 2)), "a.bias": np.zeros(2, np.float32)}), "dtype float64"),
+        (bad(tensors=None), "no update"),
+        (bad(examples=0, metrics={}), "a count of 0"),
+        (bad(examples=10**9, metrics={}), "a count of 1000000000"),
+        (bad(examples=5), "its metrics say 700"),
+        (bad(site="north"), 'bears the name "north"'),
+        (bad(number=7), "for round 7"),
+        (bad(job_digest="0" * 64), "for job 000000000000"),
+    ],
+)
 def test_a_bad_update_is_rejected_with_its_reason_and_costs_only_that_sites_turn(federation, behaviour, reason):
     federation["south"] = behaviour
     book = run(job_of(aggregation="rounds = 1"), PlaygroundGrid(federation))
@@ -175,7 +183,10 @@ def test_a_deadline_closes_the_round_and_tells_late_from_unreached(federation):
     grid.away = {"west"}
     book = run(job_of(aggregation="rounds = 1\ndeadline_seconds = 0.3"), grid)
     assert {site.site: site.status for site in book.train().sites} == {
-        "north": "aggregated", "south": "late", "west": "unreached"}
+        "north": "aggregated",
+        "south": "late",
+        "west": "unreached",
+    }
     assert book.train().reached == ("north", "south")
 
 
@@ -189,13 +200,13 @@ def test_an_answer_that_comes_after_the_round_has_closed_is_noted_and_not_used(f
 
 
 def test_without_quorum_the_model_stays_and_the_run_fails_after_the_rounds_that_the_job_allows(federation):
-    federation["south"] = federation["west"] = lambda request: Answer(
-        "x", "", 0, "failed")
+    federation["south"] = federation["west"] = lambda request: Answer("x", "", 0, "failed")
     book = run(job_of(aggregation="rounds = 3\nmin_sites = 2\nmax_failed_rounds = 2"), PlaygroundGrid(federation))
     assert [(record.number, record.attempt, record.status) for record in book.rounds] == [
-        (1, 1, "no quorum"), (1, 2, "no quorum")]
-    assert book.error == (
-        "round 1 found no quorum 2 times in a row: no quorum: 1 of 3 sites trained, 2 needed")
+        (1, 1, "no quorum"),
+        (1, 2, "no quorum"),
+    ]
+    assert book.error == ("round 1 found no quorum 2 times in a row: no quorum: 1 of 3 sites trained, 2 needed")
     assert book.status("north").status == "trained"
     assert list(book.models) == [0]
 
@@ -203,7 +214,8 @@ def test_without_quorum_the_model_stays_and_the_run_fails_after_the_rounds_that_
 def test_a_quorum_by_share_of_training_cases_counts_cases_and_not_sites(federation):
     honest = HonestSite("north", 2400)
     federation["north"] = lambda request: (
-        Answer("north", "", 0, "failed", "GPU lost") if request.number == 2 else honest(request))
+        Answer("north", "", 0, "failed", "GPU lost") if request.number == 2 else honest(request)
+    )
     book = run(job_of(aggregation="rounds = 2\nmin_share = 0.5\nmax_failed_rounds = 1"), PlaygroundGrid(federation))
     assert book.train(2).named("trained") == ("south", "west")
     assert book.train(2).share == pytest.approx(1100 / 3500)
@@ -213,11 +225,14 @@ def test_a_quorum_by_share_of_training_cases_counts_cases_and_not_sites(federati
 def test_a_round_without_the_largest_site_carries_a_warning(federation):
     honest = HonestSite("north", 2400)
     federation["north"] = lambda request: (
-        Answer("north", "", 0, "failed", "GPU lost") if request.number == 2 else honest(request))
+        Answer("north", "", 0, "failed", "GPU lost") if request.number == 2 else honest(request)
+    )
     book = run(job_of(), PlaygroundGrid(federation))
     assert [book.train(number).whole for number in (1, 2, 3)] == [True, False, True]
-    assert "north (failed) is missing from this round, the site with the most training cases, 2,400 of 3,500" in (
-        book.train(2).warnings[0])
+    assert (
+        "north (failed) is missing from this round, the site with the most training cases, 2,400 of 3,500"
+        in (book.train(2).warnings[0])
+    )
 
 
 def test_a_missing_site_of_unknown_size_may_be_the_largest(federation):
@@ -260,8 +275,10 @@ def test_when_loss_is_the_criterion_the_lowest_is_the_best(federation):
         federation[site.name] = lambda request, honest=honest: dataclasses.replace(
             honest(request),
             metrics={
-                "eval.loss": losses.get(request.number, 0.9) if request.kind == "train" else 0.5, "eval.images": 9.0,
-            })
+                "eval.loss": losses.get(request.number, 0.9) if request.kind == "train" else 0.5,
+                "eval.images": 9.0,
+            },
+        )
     book = run(job_of(aggregation='rounds = 3\ncriterion = "loss"'), PlaygroundGrid(federation))
     assert book.kept.round == 2
 

@@ -38,7 +38,11 @@ name = "north"
 name = "south"
 """
 COMMANDS = (
-    (cli.coordinator, ["start"]), (cli.run, []), (cli.runs, []), (cli.runs, ["show"]), (cli.runs, ["stop"]),
+    (cli.coordinator, ["start"]),
+    (cli.run, []),
+    (cli.runs, []),
+    (cli.runs, ["show"]),
+    (cli.runs, ["stop"]),
     (cli.sites, []),
 )
 
@@ -66,6 +70,7 @@ def private(site):
             numbers = {"privacy.epsilon": 1.25 * request.number, "privacy.delta": 1e-5}
         answer.metrics.update(numbers)
         return answer
+
     return behave
 
 
@@ -83,9 +88,18 @@ def test_a_run_is_shown_with_who_trained_who_did_not_epsilon_intervals_and_model
     name = finished_run(registry, sites)
     shown = call(cli.runs, "show", name, "--kit", str(kit)).output
     for expected in (
-        "INCOMPLETE", job_of().digest, "north, south", "west refused: the ledger is spent", "west excluded", "3.750",
-        "0.540 (0.410 to 0.830)", "1e-05", "may be the largest", "best model: after round 3",
-        "last model: after round 3", "2,400",
+        "INCOMPLETE",
+        job_of().digest,
+        "north, south",
+        "west refused: the ledger is spent",
+        "west excluded",
+        "3.750",
+        "0.540 (0.410 to 0.830)",
+        "1e-05",
+        "may be the largest",
+        "best model: after round 3",
+        "last model: after round 3",
+        "2,400",
     ):
         assert expected in shown, expected
     models = registry.run_detail(name).models
@@ -125,7 +139,8 @@ def test_following_a_run_shows_a_line_a_round_and_ends_with_its_report(kit, regi
 def test_a_run_that_lost_its_largest_site_is_no_success_to_a_script(registry, federation):
     honest = HonestSite("north", 2400)
     federation["north"] = lambda request: (
-        Answer("north", "", 0, "failed", "GPU lost") if request.number == 2 else honest(request))
+        Answer("north", "", 0, "failed", "GPU lost") if request.number == 2 else honest(request)
+    )
     summary = registry.summary(finished_run(registry, federation))
     with pytest.raises(RunError, match="is incomplete"):
         raise_unless_completed(summary.name, summary.status, summary.reason)

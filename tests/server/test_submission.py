@@ -25,7 +25,8 @@ from server.registry import Registry, open_registry
 from server.submission import submit_job
 
 FEDERATION = 'name = "study"\n[coordinator]\naddress = "127.0.0.1:9"\n' + "".join(
-    f'[[sites]]\nname = "{name}"\n' for name in ("north", "south"))
+    f'[[sites]]\nname = "{name}"\n' for name in ("north", "south")
+)
 JOB = """name = "chest"
 sites = ["north", "south"]
 [task]
@@ -69,13 +70,16 @@ def test_a_run_that_is_asked_for_waits_in_the_registry_with_its_first_model(kit)
     assert all(first[key].tobytes() == tensor.tobytes() for key, tensor in initial_model(parse_job(JOB)).items())
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (('"south"', '"sout"'), 'no site "sout" is admitted to this federation: did you mean "south"'),
-    (("rounds = 2", 'strategy = "fedpro"'), 'unknown strategy "fedpro": did you mean "fedprox"'),
-    (("rounds = 2", "proximal_mu = 0.1"), 'strategy "fedavg" has no proximal term'),
-    (("rounds = 2", 'criterion = "auk"'), 'unknown metric "auk": did you mean "auc"'),
-    (("[aggregation]", '[network]\nname = "densenet12"\n[aggregation]'), "densenet121"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('"south"', '"sout"'), 'no site "sout" is admitted to this federation: did you mean "south"'),
+        (("rounds = 2", 'strategy = "fedpro"'), 'unknown strategy "fedpro": did you mean "fedprox"'),
+        (("rounds = 2", "proximal_mu = 0.1"), 'strategy "fedavg" has no proximal term'),
+        (("rounds = 2", 'criterion = "auk"'), 'unknown metric "auk": did you mean "auc"'),
+        (("[aggregation]", '[network]\nname = "densenet12"\n[aggregation]'), "densenet121"),
+    ],
+)
 def test_a_job_that_can_not_run_is_refused_before_anything_is_kept(kit, change, message):
     with pytest.raises(JobError) as caught:
         run(kit, JOB.replace(*change))
