@@ -85,8 +85,8 @@ def show_table(result: DemoResult, console: Console, *, kept: bool) -> None:
     """Show what came out, and how to look further."""
     console.print(_table(result))
     noise = ", without noise" if result.private else ""
-    console.print("[dim]AUC on each hospital's own test patients (95 % interval). Own model: trained there\n"
-                  f"on its own images alone, as many passes{noise}; nothing of it leaves.[/]",
+    console.print("[dim]AUC on each hospital's own test patients (95 % interval). Own model: trained\n"
+                  f"there on its own images alone, as many passes{noise}; it stays there.[/]",
                   highlight=False)  # fmt: skip
     for warning in result.warnings:
         console.print(f"[yellow]! {warning}[/]", highlight=False)
