@@ -4,6 +4,9 @@ Every network has GroupNorm where its author put BatchNorm, private or not: a ba
 DP-SGD can't bound, and averaging them over hospitals with different scanners hurts. In-place activations are switched
 off: hooks that see each layer's input would see it changed.
 
+A job comes from outside, so it may set only the parameters that a network lists here: MONAI's own would also let it
+fetch weights from the internet, or give the network another shape than the task's.
+
 References: Wu and He, "Group Normalization", ECCV 2018; Hsieh et al., "The Non-IID Data Quagmire of Decentralized
 Machine Learning", ICML 2020 (BatchNorm in federations).
 """
@@ -12,7 +15,9 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -24,10 +29,20 @@ from common.job import Job
 from common.tasks.registry import build_task
 from common.update import Tensors, check_tensors
 
+ENTRY_POINTS = "wardround.networks"
 MAX_GROUPS = 8
+MAX_PARAMETERS = 10**9
 Parameters = Mapping[str, int | float | str | bool]
 Builder = Callable[[int, int, int, Parameters], nn.Module]
 """Builds a network from: spatial dimensions (2 or 3), input channels, outputs, the job's own parameters."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network that a job can name: how it is built, and the parameters that a job may give it."""
+
+    build: Builder
+    parameters: tuple[str, ...] = ()
 
 
 def small_cnn(dimensions: int, channels: int, outputs: int, *, width: int = 32) -> nn.Module:
@@ -62,30 +77,33 @@ def _small_cnn(dimensions: int, channels: int, outputs: int, parameters: Paramet
 def _resnet18(dimensions: int, channels: int, outputs: int, parameters: Parameters) -> nn.Module:
     from monai.networks.nets.resnet import resnet18
 
-    settings: dict[str, Any] = {
-        "spatial_dims": dimensions,
-        "n_input_channels": channels,
-        "num_classes": outputs,
-        **parameters,
-    }
-    network: nn.Module = resnet18(**settings)
+    settings: dict[str, Any] = dict(parameters)
+    network: nn.Module = resnet18(
+        spatial_dims=dimensions, n_input_channels=channels, num_classes=outputs, pretrained=False, **settings
+    )
     return network
 
 
-def _efficientnet_b0(dimensions: int, channels: int, outputs: int, parameters: Parameters) -> nn.Module:
+def _efficientnet_b0(dimensions: int, channels: int, outputs: int, _: Parameters) -> nn.Module:
     from monai.networks.nets.efficientnet import EfficientNetBN
 
-    settings: dict[str, Any] = {"spatial_dims": dimensions, "in_channels": channels, "num_classes": outputs}
-    network: nn.Module = EfficientNetBN("efficientnet-b0", pretrained=False, **(settings | dict(parameters)))
+    network: nn.Module = EfficientNetBN(
+        "efficientnet-b0", pretrained=False, spatial_dims=dimensions, in_channels=channels, num_classes=outputs
+    )
     return network
 
 
-NETWORKS: dict[str, Builder] = {
-    "small-cnn": _small_cnn,
-    "densenet121": _monai("DenseNet121"),
-    "resnet18": _resnet18,
-    "efficientnet-b0": _efficientnet_b0,
+NETWORKS: dict[str, Architecture] = {
+    "small-cnn": Architecture(_small_cnn, ("width",)),
+    "densenet121": Architecture(
+        _monai("DenseNet121", pretrained=False), ("init_features", "growth_rate", "bn_size", "dropout_prob", "act")
+    ),
+    "resnet18": Architecture(
+        _resnet18, ("widen_factor", "conv1_t_size", "conv1_t_stride", "no_max_pool", "shortcut_type", "act")
+    ),
+    "efficientnet-b0": Architecture(_efficientnet_b0),
 }
+"""To add a network: one line. A third party's comes by entry point: an `Architecture` in the group ENTRY_POINTS."""
 
 
 def build_network(job: Job, outputs: int) -> nn.Module:
@@ -94,20 +112,61 @@ def build_network(job: Job, outputs: int) -> nn.Module:
     Raises
     ------
     JobError
-        There is no network of that name (the message has the nearest), or it does not take a parameter of the job's.
+        There is no network of that name (the message has the nearest), it does not take a parameter of the job's, or
+        it can't work on images of the job's size.
     """
-    name = job.network.name
-    if name not in NETWORKS:
-        near = difflib.get_close_matches(name, NETWORKS, n=1, cutoff=0.4)
-        hint = f'did you mean "{near[0]}"?' if near else f"there are {', '.join(NETWORKS)}"
-        raise JobError(f'"network.name": unknown network "{name}": {hint}')
+    architecture = _architecture(job.network.name)
+    _check_parameters(job, architecture)
+    _check_shape(job, architecture, outputs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.seed)
-        try:
-            network = NETWORKS[name](len(job.data.size), job.data.channels, outputs, job.network.parameters)
-        except (TypeError, ValueError) as error:
-            raise JobError(f'"network.parameters": {name} can\'t be built with them: {error}') from error
-        return make_private_ready(network)
+        network = architecture.build(len(job.data.size), job.data.channels, outputs, job.network.parameters)
+    return make_private_ready(network)
+
+
+def _architecture(name: str) -> Architecture:
+    if name in NETWORKS:
+        return NETWORKS[name]
+    outside = {point.name: point for point in metadata.entry_points(group=ENTRY_POINTS)}
+    if name in outside:
+        architecture: Architecture = outside[name].load()
+        return architecture
+    raise JobError(f'"network.name": unknown network "{name}": {_nearest(name, (*NETWORKS, *outside))}')
+
+
+def _check_parameters(job: Job, architecture: Architecture) -> None:
+    if unknown := next((name for name in job.network.parameters if name not in architecture.parameters), None):
+        hint = _nearest(unknown, architecture.parameters)
+        raise JobError(f'"network.parameters": {job.network.name} takes no parameter "{unknown}": {hint}')
+
+
+def _check_shape(job: Job, architecture: Architecture, outputs: int) -> None:
+    """Try the network on an image of the job's size without its numbers: that takes neither memory nor long."""
+    name, size = job.network.name, list(job.data.size)
+    try:
+        with torch.device("meta"):
+            network = make_private_ready(
+                architecture.build(len(size), job.data.channels, outputs, job.network.parameters)
+            )
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise JobError(f'"network.parameters": {name} can\'t be built with them: {_first_line(error)}') from error
+    if sum(parameter.numel() for parameter in network.parameters()) > MAX_PARAMETERS:
+        raise JobError(f'"network.parameters": they make {name} larger than {MAX_PARAMETERS:,} weights')
+    try:
+        found = network(torch.empty(2, job.data.channels, *size, device="meta"))
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise JobError(f'"data.size": {name} can\'t work on images of {size}: {_first_line(error)}') from error
+    if tuple(found.shape) != (2, outputs):
+        raise JobError(f'"network.parameters": they give {name} another output than the task\'s {outputs} values')
+
+
+def _nearest(name: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f'did you mean "{near[0]}"?' if near else f"there are {', '.join(known) or 'none'}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def make_private_ready(network: nn.Module) -> nn.Module:
@@ -139,7 +198,10 @@ def initial_model(job: Job) -> Tensors:
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
-    """As many groups as divide the channels, at most eight: with the usual 32, small nets have one channel a group."""
+    """As many groups as divide the channels, at most eight: with the usual 32, small nets have one channel a group.
+
+    Where only one divides them (an odd number of channels), all channels are one group: layer normalisation.
+    """
     return nn.GroupNorm(math.gcd(channels, MAX_GROUPS), channels)
 
 

@@ -69,8 +69,33 @@ def test_a_model_goes_in_and_out_unchanged_and_another_architecture_is_refused()
 def test_a_wrong_name_or_parameter_is_refused_in_one_line():
     with pytest.raises(JobError, match='did you mean "densenet121"'):
         build_network(job("densnet121"), 2)
-    with pytest.raises(JobError, match="depth"):
-        build_network(job(extra="[network.parameters]\ndepth = 3"), 2)
+    with pytest.raises(JobError, match='no parameter "widht": did you mean "width"'):
+        build_network(job(extra="[network.parameters]\nwidht = 3"), 2)
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+@pytest.mark.parametrize("setting", ["pretrained = true", "spatial_dims = 3", "num_classes = 7", "out_channels = 7"])
+def test_a_job_can_neither_fetch_weights_nor_change_the_networks_shape(name, setting):
+    with pytest.raises(JobError, match="takes no parameter"):
+        build_network(job(name, extra=f"[network.parameters]\n{setting}"), 2)
+
+
+@pytest.mark.parametrize("width", ["0", "-2", "1.5", "true", '"wide"', "100000", "10000000000"])
+def test_a_width_that_makes_no_network_is_refused_before_it_takes_memory(width):
+    with pytest.raises(JobError) as refusal:
+        build_network(job(extra=f"[network.parameters]\nwidth = {width}"), 2)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("size", ["[8, 8]", "[16, 16]", "[16, 16, 16]"])
+def test_images_too_small_for_a_network_are_refused_before_anything_is_spent(size):
+    with pytest.raises(JobError, match=r'"data.size": densenet121 can\'t work on images of'):
+        build_network(job("densenet121", size), 2)
+
+
+def test_no_network_has_a_layer_that_changes_its_input_in_place():
+    for name in NETWORKS:
+        assert not any(getattr(layer, "inplace", False) for layer in build_network(job(name, "[64, 64]"), 2).modules())
 
 
 def test_a_parameter_of_the_job_reaches_the_network():
