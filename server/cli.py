@@ -80,28 +80,29 @@ def _run(
     Example: wardround run job.toml --kit kits/coordinator --follow
              wardround run --resume chest-260101-a1b2c3 --follow
     """
+    from common.job import read_job
     from server.registry import open_registry
     from server.report import is_alive
 
     if (job is None) == (resume is None):
         raise UsageError("name a job file, or a run with --resume: one of the two")
     found = find_kit(kit, "coordinator")
+    asked = read_job(job) if job is not None else None  # before the registry is opened, and so made
     registry = open_registry(found)
     alive = is_alive(registry.coordinator())
-    if resume is not None:
+    if asked is None:
         if from_model is not None:
             raise UsageError("--from-model is for a new run: a resumed one goes on from its own model")
-        name = registry.find(resume)
+        name = registry.find(resume or "")
         if not alive:
             registry.interrupt_running()  # whatever "runs" without a coordinator was cut off
         registry.resume(name)
     else:
         from certs.roster import read_roster
-        from common.job import read_job
         from server.submission import submit_job
 
         admitted = read_roster(found.folder / "roster")
-        name = submit_job(registry, read_job(job or Path()), from_model=from_model, admitted=admitted)
+        name = submit_job(registry, asked, from_model=from_model, admitted=admitted)
     typer.echo(json.dumps({"run": name}) if as_json else name)
     if not alive:
         typer.echo(f"the coordinator is not running: wardround coordinator start {found.folder}", err=True)
