@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-# Before torch is imported: on two cores, threads that wait for each other cost more than they bring to tests this small.
+# Before torch is imported: on two cores, threads that wait for each other cost small tests more than they bring.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 PROJECT = Path(__file__).resolve().parent.parent
