@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulations.study import Outcome, markdown, prepare, run_arm
-from tests.benchmarks.chest_xray import ALPHA, SIZES, arms, goals, load
+from simulations.study import Outcome, markdown
+from tests.benchmarks.chest_xray import SIZES, goals, run_all
 
 
 def outcome(arm: str, seed: int, auc: float, epsilon: float | None = None) -> Outcome:
@@ -15,10 +15,8 @@ def outcome(arm: str, seed: int, auc: float, epsilon: float | None = None) -> Ou
 
 @pytest.fixture(scope="module")
 def outcomes(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
-    training, test = load(shared_data)
-    halves = {site: size // 2 for site, size in SIZES.items()}
-    federation = prepare(tmp_path_factory.mktemp("chest") / "study", training, test, halves, alpha=ALPHA, seed=0)
-    return {arm.name: run_arm(federation, arm, seed=0) for arm in arms(rounds=8)}
+    results = run_all(tmp_path_factory.mktemp("chest"), shared_data, seeds=[0], rounds=10, workers=2)
+    return {result.arm: result for result in results}
 
 
 @pytest.mark.slow
