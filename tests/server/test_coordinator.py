@@ -229,8 +229,8 @@ def test_ctrl_c_while_following_leaves_the_run_going(live):
     job = live.kits / "job.toml"
     job.write_text('name = "chest"\nsites = ["north"]\n[task]\nlabels = ["no", "yes"]\n[data]\ncollection = "c"\n')
     live.spawn("follower", *WARDROUND, "run", str(job), "--follow", "--kit", str(live.kit))
-    wait_until(lambda: live.registry.list_runs())
-    time.sleep(1.5)
+    wait_until(lambda: any(run.name in live.log("follower") for run in live.registry.list_runs()))
+    time.sleep(4)  # it has said the run's name; it begins to follow only after some more imports
     assert live.end("follower", signal.SIGINT) == 130
     assert "The run goes on" in live.log("follower")
     assert [run.status for run in live.registry.list_runs()] == ["queued"]
