@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from common.networks import load_tensors, tensors_of
-from common.privacy import noise_for
-
 from client.site import Site
 from client.training import Mechanism, evaluate, train_round
 from common.errors import DataError
 from common.job import Job
+from common.networks import load_tensors, tensors_of
+from common.privacy import noise_for
 from common.update import Tensors
 
 
