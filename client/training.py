@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from client.dataset import CaseSet
-from client.privacy.clipping import ENGINES, Gradients, Sample, choose_engine
-from client.privacy.noise import FastNoise, SecureNoise
+from client.privacy.choice import Workload, choose_engine, named_engine
+from client.privacy.clipping import ENGINES, Gradients, Sample, trainable
+from client.privacy.noise import make_noise
 from client.privacy.sampling import PoissonSampler, sampling_rate, units_of
 from common.errors import JobError, UsageError
 from common.job import Job
@@ -29,7 +30,7 @@ EVALUATION_BATCH, EVALUATION_PIXELS = 256, 2**22
 """Most images, and most pixels or voxels, that are evaluated at once: memory stays in bounds in 3D too."""
 SHIFT = 0.06
 """Largest shift of light augmentation, as a share of the image's size."""
-_ENGINE_CHOICES: dict[tuple[str, str], str] = {}
+_ENGINE_CHOICES: dict[tuple[str, str, int], str] = {}
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,16 @@ def pick_device(wanted: str) -> torch.device:
 
 
 def plan_steps(job: Job, cases: CaseSet) -> Plan:
-    """Return the plan of a round: `local_epochs` passes over the images, or, with DP, over the units as expected."""
+    """Return the plan of a round: `local_epochs` passes over the images, or, with DP, over the units as expected.
+
+    Raises JobError for an engine that there is not.
+    """
     if not job.private:
         images = len(cases.labels)
         steps = max(1, round(job.training.local_epochs * math.ceil(images / job.training.batch_size)))
         return Plan(steps, min(1.0, job.training.batch_size / images), images)
+    if job.privacy.engine != "auto":
+        named_engine(job.privacy.engine)  # here, before any privacy is spent
     count = len(units_of(cases.patients, job.privacy.unit))
     rate = sampling_rate(job.training.batch_size, count)
     return Plan(max(1, round(job.training.local_epochs / rate)), rate, count)
@@ -103,9 +109,12 @@ def train_round(
     plan = plan_steps(job, cases)
     trainer = _Trainer(network, cases, targets, task, job, optimizer, pull, device)
     if mechanism is None:
-        losses = [trainer.step(rows) for rows in _batches(len(cases.labels), plan.steps_per_round, job, round_number)]
+        seed = (job.seed * 1_000_003 + round_number) % 2**63
+        with _repeatable(seed, device):
+            losses = [trainer.step(batch) for batch in _batches(len(cases.labels), plan.steps_per_round, job, seed)]
     else:
-        losses = trainer.private_steps(plan.steps_per_round, mechanism)
+        with _only_parameters_change(network):
+            losses = trainer.private_steps(plan.steps_per_round, mechanism)
     return LocalResult(len(losses), float(np.mean(losses)), time.perf_counter() - started)
 
 
@@ -145,6 +154,8 @@ class _Trainer:
         self.optimizer, self.pull, self.device = optimizer, pull, device
         self.mixed = job.training.mixed_precision and device.type == "cuda"
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.mixed)
+        settings = job.training
+        self.kept = 1.0 - settings.learning_rate * settings.weight_decay if settings.optimizer == "sgd" else 1.0
 
     def step(self, batch: tuple[np.ndarray, torch.Generator]) -> float:
         """Take an ordinary step on a batch of rows; return its mean loss."""
@@ -155,7 +166,7 @@ class _Trainer:
             loss = self.task.loss(self.network(images).float(), targets).mean()
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
-        self.pull.add()
+        self._before_step()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return float(loss.detach())
@@ -165,46 +176,54 @@ class _Trainer:
         privacy = self.job.privacy
         units = units_of(self.cases.patients, privacy.unit)
         sampler = PoissonSampler(units, mechanism.sample_rate, privacy.max_images_per_patient)
-        noise = SecureNoise() if privacy.secure_noise else FastNoise(self.device)
+        noise = make_noise(self.device, secure=privacy.secure_noise)
         expected, deviation = mechanism.sample_rate * len(units), mechanism.noise_multiplier * privacy.clip_norm
         random = torch.Generator().manual_seed(int.from_bytes(os.urandom(8), "big") >> 1)
         losses = []
         for _ in range(count):
             chosen = sampler.draw()
             total, loss = self._clipped_sum(chosen, random)
-            parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-            for parameter, gradient in zip(parameters, total, strict=True):
+            for parameter, gradient in zip(trainable(self.network), total, strict=True):
                 parameter.grad = (gradient + noise.like(gradient, deviation)) / expected
-            self.pull.add()
+            self._before_step()
             self.optimizer.step()
             losses.append(loss / max(1, len(chosen)))
         return losses
 
     def _clipped_sum(self, chosen: Sequence[np.ndarray], random: torch.Generator) -> tuple[Gradients, float]:
-        """The sum of the units' clipped gradients, made a physical batch at a time; a unit is never split."""
-        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        total, losses = [torch.zeros_like(parameter) for parameter in parameters], 0.0
-        for part in _parts(chosen, self.job.privacy.physical_batch):
+        """The sum of the units' clipped gradients, made a physical batch at a time; a unit is never split by a clip."""
+        total, losses = [torch.zeros_like(parameter) for parameter in trainable(self.network)], 0.0
+        limit = self.job.privacy.physical_batch
+        for part in _parts(chosen, limit):
             images, targets = self._load(np.concatenate(part), random)
-            sample = Sample(images, targets, tuple(len(rows) for rows in part))
-            gradients, loss = ENGINES[self._engine(sample)](
-                self.network, self.task.loss, sample, self.job.privacy.clip_norm
-            )
+            sample = Sample(images, targets, tuple(len(rows) for rows in part), at_once=limit)
+            # Only the plain engine can take a unit that is larger than the batch in pieces.
+            engine = ENGINES[self._engine() if len(images) <= limit else "plain"]
+            gradients, loss = engine(self.network, self.task.loss, sample, self.job.privacy.clip_norm)
             for into, gradient in zip(total, gradients, strict=True):
                 into.add_(gradient)
             losses += loss
         return total, losses
 
-    def _engine(self, sample: Sample) -> str:
-        wanted = self.job.privacy.engine
-        if wanted != "auto":
-            if wanted not in ENGINES:
-                raise JobError(f'"privacy.engine": unknown engine "{wanted}": there are auto, {", ".join(ENGINES)}')
-            return wanted
-        key = (self.job.digest, str(self.device))
+    def _engine(self) -> str:
+        privacy, images = self.job.privacy, len(self.cases.labels)
+        if privacy.engine != "auto":
+            return privacy.engine
+        usual = 1 if privacy.unit == "image" else math.ceil(images / self.cases.patient_count)
+        usual = min(usual, privacy.max_images_per_patient)
+        key = (self.job.digest, str(self.device), usual)
         if key not in _ENGINE_CHOICES:
-            _ENGINE_CHOICES[key] = choose_engine(self.network, self.task.loss, sample, self.job.privacy.clip_norm)
+            work = Workload(self.cases.images.shape[1:], self.job.task.labels, usual, privacy.physical_batch)
+            _ENGINE_CHOICES[key] = choose_engine(self.network, self.task, work)
         return _ENGINE_CHOICES[key]
+
+    def _before_step(self) -> None:
+        """What depends on no record: FedProx's pull, and decoupled weight decay (AdamW brings its own)."""
+        self.pull.add()
+        if self.kept != 1.0:
+            with torch.no_grad():
+                for parameter in trainable(self.network):
+                    parameter.mul_(self.kept)
 
     def _load(self, rows: np.ndarray, random: torch.Generator) -> tuple[Tensor, Tensor]:
         images = torch.from_numpy(np.array(self.cases.images[rows]))
@@ -234,17 +253,35 @@ class _Pull:
 
 
 def _optimizer(network: nn.Module, job: Job) -> torch.optim.Optimizer:
-    settings, parameters = job.training, [p for p in network.parameters() if p.requires_grad]
+    settings, parameters = job.training, trainable(network)
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    return torch.optim.SGD(
-        parameters, lr=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
-    )
+    return torch.optim.SGD(parameters, lr=settings.learning_rate, momentum=settings.momentum)
 
 
-def _batches(images: int, steps: int, job: Job, round_number: int) -> Iterator[tuple[np.ndarray, torch.Generator]]:
-    """Yield `steps` shuffled batches, pass after pass, with the generator of their augmentation; by seed and round."""
-    random = torch.Generator().manual_seed((job.seed * 1_000_003 + round_number) % 2**63)
+@contextmanager
+def _repeatable(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed what draws from torch's own generators (dropout, drop-connect), and let cuDNN choose no other algorithm."""
+    devices = [device] if device.type == "cuda" else []
+    exactly = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
+    with torch.random.fork_rng(devices=devices), exactly:
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _only_parameters_change(network: nn.Module) -> Iterator[None]:
+    """Refuse a network that keeps statistics of its images beside its parameters: nothing clips these or adds noise."""
+    before = {name: buffer.detach().clone() for name, buffer in network.named_buffers()}
+    yield
+    for name, buffer in network.named_buffers():
+        if not torch.equal(buffer, before[name]):
+            raise JobError(f'"network.name": the network keeps statistics of images in "{name}": no privacy for these')
+
+
+def _batches(images: int, steps: int, job: Job, seed: int) -> Iterator[tuple[np.ndarray, torch.Generator]]:
+    """Yield `steps` shuffled batches, pass after pass, with the generator of their augmentation; both from `seed`."""
+    random = torch.Generator().manual_seed(seed)
     taken = 0
     while taken < steps:
         order = torch.randperm(images, generator=random).numpy()

@@ -18,15 +18,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
-from dp_accounting.pld import PLDAccountant
+from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution, from_gaussian_mechanism, identity
 
 from common.errors import RefusedError
 
 DISCRETIZATION = 1e-3
 TOLERANCE = 1e-3
 """Relative width of the bracket when noise is sought; the side with more noise is taken."""
-LARGEST_NOISE = 1e5
+SMALLEST_NOISE, LARGEST_NOISE = 0.05, 1e5
+MOST_STEPS = 10**6
+"""More steps than this at one noise and rate take the accountant minutes and gigabytes: they are refused."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,21 @@ class Spending:
     sample_rate: float
     steps: int
 
+    def __post_init__(self) -> None:
+        """Refuse what could be counted as less than it is: a spending that makes no sense is a defect, not a zero."""
+        if not (self.noise_multiplier >= 0 and 0 < self.sample_rate <= 1 and self.steps >= 0):
+            raise ValueError(f"no such spending: {self}")
+
 
 def epsilon_of(spendings: Iterable[Spending], delta: float) -> float:
-    """Return the epsilon at `delta` of all `spendings` together; infinite when one had no noise."""
-    steps: Counter[tuple[float, float]] = Counter()
-    for spending in spendings:
-        if spending.steps > 0 and spending.sample_rate > 0:
-            steps[spending.noise_multiplier, spending.sample_rate] += spending.steps
-    return _epsilon(tuple(sorted((noise, rate, count) for (noise, rate), count in steps.items())), delta)
+    """Return the epsilon at `delta` of all `spendings` together; infinite when one had no noise.
+
+    Raises
+    ------
+    RefusedError
+        There are more steps of one kind than `MOST_STEPS`.
+    """
+    return _epsilon(_together(spendings), delta)
 
 
 def noise_for(epsilon: float, delta: float, sample_rate: float, steps: int, *, spent: Sequence[Spending] = ()) -> float:
@@ -53,33 +61,72 @@ def noise_for(epsilon: float, delta: float, sample_rate: float, steps: int, *, s
     Raises
     ------
     RefusedError
-        No noise is enough: `spent` alone has used the budget up.
+        No noise is enough: `spent` alone has used the budget up. Or there are more steps than `MOST_STEPS`.
     """
+    already = _together(spent)
+    refusal = f"no noise keeps the run within epsilon {epsilon:g} at delta {delta:g}: its budget is spent"
+    if _epsilon(already, delta) >= epsilon:
+        raise RefusedError(refusal)
+    before = _composed(already)
 
     def fits(noise: float) -> bool:
-        return epsilon_of([*spent, Spending(noise, sample_rate, steps)], delta) <= epsilon
+        # A hair below, so that the same steps, added up in another order, are still within.
+        whole = before.compose(_many_steps(noise, sample_rate, steps))
+        return float(whole.get_epsilon_for_delta(delta)) <= epsilon * (1 - 1e-6)
 
-    low, high = 0.05, 1.0
+    low, high = 0.5, 1.0
     while not fits(high):
         low, high = high, 2 * high
         if high > LARGEST_NOISE:
-            raise RefusedError(
-                f"no noise keeps the run within epsilon {epsilon:g} at delta {delta:g}: its budget is spent"
-            )
+            raise RefusedError(refusal)
+    while low > SMALLEST_NOISE and fits(low):
+        low, high = low / 2, low
     while high - low > TOLERANCE * high:
         middle = math.sqrt(low * high)
         low, high = (low, middle) if fits(middle) else (middle, high)
     return high
 
 
+Steps = tuple[tuple[float, float, int], ...]
+"""Noise multiplier, sampling rate and number of steps, each pair of the first two once, sorted."""
+
+
+def _together(spendings: Iterable[Spending]) -> Steps:
+    steps: Counter[tuple[float, float]] = Counter()
+    for spending in spendings:
+        if spending.steps > 0:
+            steps[spending.noise_multiplier, spending.sample_rate] += spending.steps
+    return tuple(sorted((noise, rate, count) for (noise, rate), count in steps.items()))
+
+
 @lru_cache(maxsize=4096)
-def _epsilon(steps: tuple[tuple[float, float, int], ...], delta: float) -> float:
+def _epsilon(steps: Steps, delta: float) -> float:
     if not steps:
         return 0.0
     if any(noise <= 0 for noise, _, _ in steps):
         return math.inf
-    accountant = PLDAccountant(value_discretization_interval=DISCRETIZATION)
+    return float(_composed(steps).get_epsilon_for_delta(delta))
+
+
+def _composed(steps: Steps) -> PrivacyLossDistribution:
+    composed = identity(value_discretization_interval=DISCRETIZATION)
     for noise, rate, count in steps:
-        event = PoissonSampledDpEvent(rate, GaussianDpEvent(noise))
-        accountant.compose(SelfComposedDpEvent(event, count))
-    return float(accountant.get_epsilon(delta))
+        composed = composed.compose(_remembered(noise, rate, count))
+    return composed
+
+
+def _many_steps(noise: float, rate: float, steps: int) -> PrivacyLossDistribution:
+    if steps > MOST_STEPS:
+        raise RefusedError("the run takes more steps than can be accounted: fewer rounds or larger batches will do")
+    return _one_step(noise, rate).self_compose(steps)
+
+
+_remembered = lru_cache(maxsize=64)(_many_steps)
+"""For what was spent: each round adds to one of many spendings, and the others are as they were."""
+
+
+@lru_cache(maxsize=64)
+def _one_step(noise: float, rate: float) -> PrivacyLossDistribution:
+    return from_gaussian_mechanism(
+        noise, sampling_prob=rate, value_discretization_interval=DISCRETIZATION, pessimistic_estimate=True
+    )

@@ -4,16 +4,15 @@ Every unit contributes the gradient of the mean loss over its images, scaled dow
 
 Guarantees, for every engine: adding or removing one unit changes the sum by at most `clip_norm` in L2 norm. A gradient
 of norm 0 contributes 0; one with a NaN or an infinity contributes 0; the norm is that over all parameters together.
+This holds up to the rounding of float32 sums, about a millionth of the norm.
 
 References: Abadi et al., CCS 2016 (clipping); Yousefpour et al., "Opacus", 2021 (per-sample gradients by hooks).
 """
 
 from __future__ import annotations
 
-import copy
-import logging
 import math
-import time
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -26,19 +25,19 @@ from torch import Tensor, nn
 Gradients = list[Tensor]
 """One tensor a trainable parameter, in the order of `nn.Module.parameters()`."""
 Loss = Callable[[Tensor, Tensor], Tensor]
-AGREEMENT = 1e-6
-PROOF_UNITS = 4
-LARGEST_GRADIENTS = 1024**3
-log = logging.getLogger("wardround.privacy")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The images of a step's units, ready for the network; `sizes`: how many of the rows each unit has, in order."""
+    """The images of a step's units, ready for the network; `sizes`: how many of the rows each unit has, in order.
+
+    `at_once` is how many images `plain` may pass through the network together: with it a unit of any size fits.
+    """
 
     images: Tensor
     targets: Tensor
     sizes: tuple[int, ...]
+    at_once: int = sys.maxsize
 
 
 class Engine(Protocol):
@@ -50,21 +49,31 @@ class Engine(Protocol):
 
 def plain(network: nn.Module, loss: Loss, sample: Sample, clip_norm: float) -> tuple[Gradients, float]:
     """One ordinary backward pass a unit, clipped and accumulated: right for every network, the truth for the others."""
-    parameters = _trainable(network)
+    parameters = trainable(network)
     total, losses, start = [torch.zeros_like(parameter) for parameter in parameters], 0.0, 0
     for size in sample.sizes:
-        rows = slice(start, start + size)
+        gradients, value = _of_one_unit(network, loss, sample, slice(start, start + size))
         start += size
-        value = loss(network(sample.images[rows]), sample.targets[rows]).mean()
-        found = torch.autograd.grad(value, parameters, allow_unused=True)
-        gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
         lengths = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients]
         factor = clip_factors(torch.linalg.vector_norm(torch.stack(lengths)), clip_norm)
         if float(factor) > 0:
             for into, gradient in zip(total, gradients, strict=True):
                 into.add_(gradient * factor)
-        losses += _finite(float(value.detach()))
+        losses += value if math.isfinite(value) else 0.0
     return total, losses
+
+
+def _of_one_unit(network: nn.Module, loss: Loss, sample: Sample, rows: slice) -> tuple[Gradients, float]:
+    """The gradient of the mean loss over a unit's rows, unclipped, and that loss; `at_once` rows at a time."""
+    parameters, size = trainable(network), rows.stop - rows.start
+    gradients, losses = [torch.zeros_like(parameter) for parameter in parameters], 0.0
+    for start in range(rows.start, rows.stop, sample.at_once):
+        part = slice(start, min(rows.stop, start + sample.at_once))
+        value = loss(network(sample.images[part]), sample.targets[part]).sum() / size
+        found = torch.autograd.grad(value, parameters, allow_unused=True)
+        gradients = [into if found_ is None else into + found_ for into, found_ in zip(gradients, found, strict=True)]
+        losses += float(value.detach())
+    return gradients, losses
 
 
 def hooks(network: nn.Module, loss: Loss, sample: Sample, clip_norm: float) -> tuple[Gradients, float]:
@@ -79,7 +88,7 @@ def hooks(network: nn.Module, loss: Loss, sample: Sample, clip_norm: float) -> t
             warnings.filterwarnings("ignore", message="Full backward hook is firing")  # true, and without effect here
             # The hooks take the sum's gradient apart by image, so each image's share of its unit's mean goes in here.
             (values * weights.to(values.dtype)).sum().backward()  # type: ignore[no-untyped-call]
-        per_image = [_grad_sample(parameter) for parameter in _trainable(network)]
+        per_image = [_grad_sample(parameter) for parameter in trainable(network)]
     return _clip_and_sum(per_image, units, sample, clip_norm), _mean_losses(values.detach(), weights, units, sample)
 
 
@@ -106,7 +115,7 @@ def _shares(sample: Sample) -> tuple[Tensor, Tensor]:
     """Each image's share in its unit's mean, and the number of its unit: both (N,)."""
     sizes = torch.tensor(sample.sizes, device=sample.images.device)
     units = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
-    return (1.0 / sizes.float())[units], units
+    return (1.0 / sizes.double())[units], units
 
 
 def _clip_and_sum(per_image: Gradients, units: Tensor, sample: Sample, clip_norm: float) -> Gradients:
@@ -118,7 +127,7 @@ def _clip_and_sum(per_image: Gradients, units: Tensor, sample: Sample, clip_norm
 
 
 def _mean_losses(values: Tensor, weights: Tensor, units: Tensor, sample: Sample) -> float:
-    means = torch.zeros(len(sample.sizes), device=values.device).index_add_(0, units, values.float() * weights)
+    means = torch.zeros(len(sample.sizes), device=values.device).index_add_(0, units, values.float() * weights.float())
     return float(torch.nan_to_num(means, nan=0.0, posinf=0.0, neginf=0.0).sum())
 
 
@@ -131,63 +140,8 @@ def clip_factors(norms: Tensor, clip_norm: float) -> Tensor:
     return torch.where(torch.isfinite(norms), factors, torch.zeros_like(factors))
 
 
-def choose_engine(network: nn.Module, loss: Loss, sample: Sample, clip_norm: float) -> str:
-    """Return the fastest engine of those that give the gradients of `plain` on this very network.
-
-    One that holds a gradient an image is left out where these would take more than `LARGEST_GRADIENTS` bytes. What is
-    measured is not released, and no parameter is changed.
-    """
-    size = sum(parameter.numel() * parameter.element_size() for parameter in _trainable(network))
-    if size * len(sample.images) > LARGEST_GRADIENTS:
-        return "plain"
-    right = [
-        "plain",
-        *(name for name in ENGINES if name != "plain" and _is_right(name, network, loss, sample, clip_norm)),
-    ]
-    seconds = {name: _seconds(ENGINES[name], network, loss, sample, clip_norm) for name in right}
-    return min(seconds, key=lambda name: seconds[name])
-
-
-def _is_right(name: str, network: nn.Module, loss: Loss, sample: Sample, clip_norm: float) -> bool:
-    """Whether an engine agrees with `plain`, in float64: there rounding makes no pooling layer choose another pixel.
-
-    In evaluation mode: dropout and drop-connect would draw differently, and nothing else here depends on the mode.
-    """
-    try:
-        exact = copy.deepcopy(network).double().eval()
-        some = _first_units(sample, PROOF_UNITS)
-        targets = some.targets.double() if some.targets.is_floating_point() else some.targets
-        exactly = Sample(some.images.double(), targets, some.sizes)
-        ours, truth = (engine(exact, loss, exactly, clip_norm)[0] for engine in (ENGINES[name], plain))
-    except Exception as error:
-        log.info("engine %s does not take this network: %s", name, str(error).splitlines()[0][:120])
-        return False
-    apart = disagreement(ours, truth)
-    if not apart <= AGREEMENT:
-        log.warning("engine %s gives wrong gradients on this network (relative error %.2g)", name, apart)
-    return apart <= AGREEMENT
-
-
-def _seconds(engine: Engine, network: nn.Module, loss: Loss, sample: Sample, clip_norm: float) -> float:
-    engine(network, loss, sample, clip_norm)  # the first pass pays for warming up
-    started = time.perf_counter()
-    engine(network, loss, sample, clip_norm)
-    return time.perf_counter() - started
-
-
-def _first_units(sample: Sample, count: int) -> Sample:
-    sizes = sample.sizes[:count]
-    rows = sum(sizes)
-    return Sample(sample.images[:rows], sample.targets[:rows], sizes)
-
-
-def disagreement(ours: Gradients, truth: Gradients) -> float:
-    """Return the relative L2 distance of two gradient sums."""
-    apart = math.sqrt(sum(float((a.float() - b.float()).pow(2).sum()) for a, b in zip(ours, truth, strict=True)))
-    return apart / (math.sqrt(sum(float(b.float().pow(2).sum()) for b in truth)) + 1e-12)
-
-
-def _trainable(network: nn.Module) -> list[nn.Parameter]:
+def trainable(network: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that training changes, in the order of `Gradients`."""
     return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
@@ -220,7 +174,3 @@ def _sum_by(per_image: Tensor, units: Tensor, count: int) -> Tensor:
     return torch.zeros((count, *per_image.shape[1:]), dtype=per_image.dtype, device=per_image.device).index_add_(
         0, units, per_image
     )
-
-
-def _finite(value: float) -> float:
-    return value if math.isfinite(value) else 0.0

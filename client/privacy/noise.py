@@ -1,29 +1,60 @@
 """Gaussian noise from a generator that nobody can predict.
 
-Two generators: torch's, seeded by the operating system (fast; not cryptographic), and a cryptographic one, AES-256 in
-counter mode. The job's public seed has no part in either: noise that can be recomputed protects nobody.
+Two kinds, both seeded by the operating system. The fast one is not cryptographic: who knew much of its output could in
+theory compute the rest. The secure one is AES-256 in counter mode. Neither knows the job's public seed.
 
-Floating-point numbers let an attacker tell some noisy values apart (Mironov, CCS 2012). Against that the cryptographic
-noise is the sum of four independent Gaussians over two, as Holohan and Braghin, "Secure Random Sampling in
-Differential Privacy", ESORICS 2021, propose: no single float's rounding can be inverted from it any more.
+On a CPU the fast one is NumPy's and not torch's: there, torch keeps 32 bits of any seed, so that an attacker could try
+all the noise there can be.
+
+Floating-point numbers let an attacker tell some noisy values apart, since not every value can come out of a sampler
+(Mironov, CCS 2012). Against that the secure noise is the sum of four independent Gaussians over two, as Holohan and
+Braghin, "Secure Random Sampling in Differential Privacy", ESORICS 2021, propose (and as Opacus' secure mode does): to
+invert it is to solve for four numbers at once. It is made in float64, and rounded to the gradient's type at the end.
 """
 
 from __future__ import annotations
 
 import math
 import os
+from typing import Protocol
 
 import numpy as np
 import torch
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from client.privacy.randomness import SecureStream
+
+
+class Noise(Protocol):
+    """Where Gaussian noise comes from."""
+
+    def like(self, tensor: torch.Tensor, deviation: float) -> torch.Tensor:
+        """Return noise of the tensor's shape, dtype and device with standard deviation `deviation`."""
+
+
+def make_noise(device: torch.device, *, secure: bool) -> Noise:
+    """Return the noise that a job asks for, for gradients on `device`."""
+    if secure:
+        return SecureNoise()
+    return FastNoise() if device.type == "cpu" else DeviceNoise(device)
 
 
 class FastNoise:
-    """Gaussian noise from torch's generator on the tensor's own device, seeded by the operating system."""
+    """Gaussian noise from NumPy's PCG64 with a seed of 128 bits."""
+
+    def __init__(self) -> None:
+        self._generator = np.random.default_rng(int.from_bytes(os.urandom(16), "big"))
+
+    def like(self, tensor: torch.Tensor, deviation: float) -> torch.Tensor:
+        """Return noise of the tensor's shape, dtype and device with standard deviation `deviation`."""
+        return _shaped(self._generator.standard_normal(tensor.numel()) * deviation, tensor)
+
+
+class DeviceNoise:
+    """Gaussian noise made on the GPU, by torch's Philox with a seed of 64 bits."""
 
     def __init__(self, device: torch.device) -> None:
         self._generator = torch.Generator(device)
-        self._generator.manual_seed(int.from_bytes(os.urandom(8), "big") >> 1)
+        self._generator.manual_seed(int.from_bytes(os.urandom(8), "big"))
 
     def like(self, tensor: torch.Tensor, deviation: float) -> torch.Tensor:
         """Return noise of the tensor's shape, dtype and device with standard deviation `deviation`."""
@@ -32,25 +63,22 @@ class FastNoise:
 
 
 class SecureNoise:
-    """Gaussian noise from AES-256 in counter mode, keyed by the operating system, by Box and Muller's method."""
+    """Gaussian noise from a cryptographic stream, by Box and Muller's method."""
 
     def __init__(self) -> None:
-        cipher = Cipher(algorithms.AES(os.urandom(32)), modes.CTR(os.urandom(16)))
-        self._stream = cipher.encryptor()
+        self._stream = SecureStream()
 
     def like(self, tensor: torch.Tensor, deviation: float) -> torch.Tensor:
         """Return noise of the tensor's shape, dtype and device with standard deviation `deviation`."""
         total = sum((self._normal(tensor.numel()) for _ in range(4)), np.zeros(tensor.numel()))
-        noise = torch.from_numpy(total / 2 * deviation).reshape(tensor.shape)
-        return noise.to(device=tensor.device, dtype=tensor.dtype)
+        return _shaped(total / 2 * deviation, tensor)
 
     def _normal(self, count: int) -> np.ndarray:
         pairs = (count + 1) // 2
-        first, second = self._uniform(pairs), self._uniform(pairs)
+        first, second = self._stream.uniform(pairs), self._stream.uniform(pairs)
         radius, angle = np.sqrt(-2 * np.log(first)), 2 * math.pi * second
         return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
 
-    def _uniform(self, count: int) -> np.ndarray:
-        """Uniform numbers in (0, 1), odd multiples of 2^-54: never 0, whose logarithm is infinite."""
-        bits = np.frombuffer(self._stream.update(bytes(8 * count)), dtype=np.uint64) >> np.uint64(11)
-        return (bits.astype(np.float64) + 0.5) * 2.0**-53
+
+def _shaped(noise: np.ndarray, tensor: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(noise).reshape(tensor.shape).to(device=tensor.device, dtype=tensor.dtype)

@@ -6,11 +6,12 @@ Implementations?", ICML 2024 (why shuffled batches may not be accounted as Poiss
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from client.privacy.randomness import SecureStream
 
 
 @dataclass(frozen=True)
@@ -40,20 +41,20 @@ def sampling_rate(batch_size: int, units: int) -> float:
 class PoissonSampler:
     """Draws a sample of units for each step: each unit is in with probability `rate`, independently of all else.
 
-    The generator is seeded by the operating system: who could predict the sample could undo its amplification, so the
-    job's public seed has no part in it. A sample may be empty; the step is taken (and accounted) all the same.
+    The numbers are cryptographic: who could predict the sample could undo its amplification. A sample may be empty;
+    the step is taken (and accounted) all the same.
     """
 
     def __init__(self, units: Units, rate: float, max_images: int) -> None:
         self._units, self.rate, self._max_images = units, rate, max_images
-        self._random = np.random.default_rng(int.from_bytes(os.urandom(32), "big"))
+        self._random = SecureStream()
 
     def draw(self) -> Sequence[np.ndarray]:
         """Return the sampled units' image rows; of a unit with more than the stated bound, a random choice of them."""
-        chosen = np.flatnonzero(self._random.random(len(self._units)) < self.rate)
+        chosen = np.flatnonzero(self._random.uniform(len(self._units)) < self.rate)
         return [self._bounded(self._units.images[unit]) for unit in chosen]
 
     def _bounded(self, rows: np.ndarray) -> np.ndarray:
         if len(rows) <= self._max_images:
             return rows
-        return np.sort(self._random.choice(rows, self._max_images, replace=False))
+        return np.sort(rows[np.argsort(self._random.uniform(len(rows)))[: self._max_images]])

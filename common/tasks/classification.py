@@ -1,7 +1,8 @@
 """Classification: binary, one of several classes, or several labels at once.
 
-References: Hanley and McNeil, "The meaning and use of the area under a receiver operating characteristic curve",
-Radiology 1982 (standard error of the AUC); Wilson, JASA 1927 (interval of a proportion).
+References: Newcombe, "Confidence intervals for an effect size measure based on the Mann-Whitney statistic, part 2",
+Statistics in Medicine 2006, method 5 (interval of the AUC: as Hanley and McNeil's, Radiology 1982, but honest near 1,
+where theirs has no width); Wilson, JASA 1927 (interval of a proportion).
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.stats import norm
+from scipy.optimize import brentq
+from scipy.stats import binomtest, norm
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional
@@ -20,6 +22,7 @@ from common.errors import DataError
 from common.job import TaskSection
 
 Z95 = float(norm.ppf(0.975))
+EDGE = 1e-9
 
 
 class Classification:
@@ -58,7 +61,12 @@ class Classification:
         return torch.sigmoid(outputs) if self.multilabel else torch.softmax(outputs, dim=1)
 
     def metrics(self, scores: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-        """Return auc, accuracy, sensitivity and specificity, each with `_low` and `_high`, its 95 % interval."""
+        """Return auc, accuracy, sensitivity and specificity, each with `_low` and `_high`, its 95 % interval.
+
+        One that is undefined is left out; all are, where a score is not a number: such a model has no performance.
+        """
+        if not np.isfinite(scores).all():
+            return {}
         truth = targets > 0.5 if self.multilabel else np.eye(self.outputs, dtype=bool)[targets]
         called = scores > 0.5 if self.multilabel else np.eye(self.outputs, dtype=bool)[scores.argmax(axis=1)]
         right = called == truth if self.multilabel else (called & truth).any(axis=1)
@@ -86,19 +94,25 @@ def _auc(truth: np.ndarray, score: np.ndarray) -> Estimate | None:
     if not positives or not negatives:
         return None
     area = float(roc_auc_score(truth, score))
-    q1, q2 = area / (2 - area), 2 * area * area / (1 + area)
-    variance = area * (1 - area) + (positives - 1) * (q1 - area**2) + (negatives - 1) * (q2 - area**2)
-    half = Z95 * math.sqrt(max(0.0, variance) / (positives * negatives))
-    return area, max(0.0, area - half), min(1.0, area + half)
+    even = (positives + negatives) / 2 - 1
+
+    def beyond(bound: float) -> float:
+        """How much further the AUC lies from `bound` than an AUC of `bound` would stray in 95 % of test sets."""
+        spread = 1 + even * ((1 - bound) / (2 - bound) + bound / (1 + bound))
+        return abs(area - bound) - Z95 * math.sqrt(bound * (1 - bound) * spread / (positives * negatives))
+
+    # At 0 and 1 nothing strays, so the ends are sought just inside.
+    low = brentq(beyond, 0.0, area - EDGE) if area > EDGE and beyond(area - EDGE) < 0 else area
+    high = brentq(beyond, area + EDGE, 1.0) if area < 1 - EDGE and beyond(area + EDGE) < 0 else area
+    return area, low, high
 
 
 def _proportion(hits: int, total: int) -> Estimate | None:
     if not total:
         return None
-    share, z2 = hits / total, Z95 * Z95
-    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
-    half = Z95 / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total * total))
-    return share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
+    interval = binomtest(hits, total).proportion_ci(0.95, "wilson")
+    share = hits / total
+    return share, min(share, float(interval.low)), max(share, float(interval.high))
 
 
 def _mean(estimates: Sequence[Estimate | None], name: str) -> dict[str, float]:

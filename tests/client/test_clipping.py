@@ -9,11 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from client.privacy.clipping import ENGINES, Sample, choose_engine, clip_factors, disagreement, plain
-from common.job import parse_job
+from client.privacy.choice import Workload, choose_engine, disagreement, is_right, named_engine
+from client.privacy.clipping import ENGINES, Sample, clip_factors, plain
+from common.errors import JobError
+from common.job import TaskSection, parse_job
 from common.networks import NETWORKS, build_network
+from common.tasks.registry import build_task
 
 LOSS = torch.nn.functional.cross_entropy
+LABELS = ("n", "p")
+TASK = build_task(TaskSection(labels=LABELS))
 
 
 def loss(outputs, targets):
@@ -33,6 +38,10 @@ size = [32, 32]
 name = "{name}"
 """
     return build_network(parse_job(text), 2)
+
+
+def work(images_a_unit=1, at_once=8):
+    return Workload((1, 32, 32), LABELS, images_a_unit, at_once)
 
 
 def sample(sizes, seed=0):
@@ -79,7 +88,7 @@ def test_plain_is_the_true_clipped_sum_on_every_network_and_a_wrong_engine_is_ne
             apart = math.inf
         wrong |= {other} if apart > 1e-6 else set()
     assert "vmap" not in wrong
-    assert choose_engine(network(name), loss, units, 0.5) not in wrong
+    assert choose_engine(network(name), TASK, work(max(sizes))) not in wrong
 
 
 def test_all_engines_give_the_true_sum_on_the_small_network():
@@ -134,16 +143,79 @@ def test_a_clipped_norm_is_never_over_the_bound_and_short_gradients_stay(norms, 
                 assert factor == 1
 
 
-def test_a_wrong_engine_is_never_chosen(monkeypatch):
+def test_a_unit_larger_than_memory_goes_through_in_pieces_and_counts_once():
+    model, units = network().double(), sample((5, 2, 7))
+    pieces = Sample(units.images.double(), units.targets, units.sizes, at_once=2)
+    seen = []
+    model.register_forward_pre_hook(lambda _, images: seen.append(len(images[0])))
+    gradients, _ = plain(model, loss, pieces, 0.3)
+    assert max(seen) == 2
+    assert disagreement(gradients, true_sum(model, Sample(pieces.images, units.targets, units.sizes), 0.3)) < 1e-9
+
+
+@pytest.mark.parametrize("engine", list(ENGINES.values()), ids=list(ENGINES))
+def test_a_broken_image_in_a_real_network_costs_only_its_own_unit(engine):
+    model, units = network(), sample((2, 1, 2))
+    broken = Sample(units.images.clone(), units.targets, units.sizes)
+    broken.images[2, 0, 5, 5] = math.nan
+    rest = [0, 1, 3, 4]
+    expected, _ = plain(model, loss, Sample(units.images[rest], units.targets[rest], (2, 2)), 0.5)
+    assert disagreement(engine(model, loss, broken, 0.5)[0], expected) < 1e-4
+
+
+class Doubled:
+    """An engine that is wrong by a factor, or only where gradients are clipped, or only where they are not."""
+
+    def __init__(self, clipped, free):
+        self.clipped, self.free = clipped, free
+
+    def __call__(self, model, of, units, clip):
+        gradients, losses = plain(model, of, units, clip)
+        return [gradient * (self.free if math.isinf(clip) else self.clipped) for gradient in gradients], losses
+
+
+@pytest.mark.parametrize("wrong", [Doubled(2, 2), Doubled(2, 1), Doubled(1, 2), Doubled(math.nan, 1), Doubled(0, 0)])
+def test_a_wrong_engine_is_never_chosen(monkeypatch, wrong):
     for name in ("hooks", "vmap"):
-        monkeypatch.setitem(ENGINES, name, lambda *a: ([2 * g for g in plain(*a)[0]], 0.0))
-    assert choose_engine(network(), loss, sample((1, 1)), 1.0) == "plain"
+        monkeypatch.setitem(ENGINES, name, wrong)
+        assert not is_right(name, network(), TASK, work())
+    assert choose_engine(network(), TASK, work()) == "plain"
+
+
+def test_an_engine_that_is_right_only_in_evaluation_mode_is_not_right(monkeypatch):
+    def sly(model, of, units, clip):
+        gradients, losses = plain(model, of, units, clip)
+        return [gradient * (2 if model.training else 1) for gradient in gradients], losses
+
+    monkeypatch.setitem(ENGINES, "vmap", sly)
+    assert not is_right("vmap", network(), TASK, work())
+
+
+@pytest.mark.parametrize("labels", [("a", "b", "c"), ("a",)])
+def test_engines_are_proved_with_the_tasks_own_loss(labels):
+    task = build_task(TaskSection(labels=labels, multilabel=len(labels) == 1))
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, task.outputs))
+    assert all(is_right(name, net, task, Workload((1, 8, 8), labels, 1, 8)) for name in ENGINES)
+
+
+@pytest.mark.parametrize("name", ["hooks", "vmap"])
+def test_where_memory_has_no_room_for_a_gradient_an_image_the_plain_engine_is_taken(monkeypatch, name):
+    monkeypatch.setattr("client.privacy.choice._seconds", lambda engine, *_: 0.0 if engine == name else 1.0)
+    assert choose_engine(network(), TASK, work(1, at_once=8)) == name
+    assert choose_engine(network(), TASK, work(1, at_once=2)) == "plain"
+    assert choose_engine(network(), TASK, work(6, at_once=8)) == "plain"
+    assert choose_engine(network(), TASK, work(1, at_once=1_000_000)) == "plain"
+
+
+def test_an_unknown_engine_is_refused():
+    with pytest.raises(JobError, match="there are auto, plain, vmap, hooks"):
+        named_engine("ghost")
 
 
 def test_choosing_an_engine_changes_no_parameter_and_leaves_no_gradient():
     model = network()
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    choose_engine(model, loss, sample((1, 2)), 1.0)
+    choose_engine(model, TASK, work())
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert all(parameter.grad is None for parameter in model.parameters())
     assert model.training

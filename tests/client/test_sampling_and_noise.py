@@ -5,9 +5,11 @@ import pytest
 import torch
 from scipy import stats
 
-from client.privacy.noise import FastNoise, SecureNoise
+from client.privacy.noise import DeviceNoise, FastNoise, SecureNoise, make_noise
+from client.privacy.randomness import SecureStream
 from client.privacy.sampling import PoissonSampler, sampling_rate, units_of
 
+NOISES = (FastNoise, lambda: DeviceNoise(torch.device("cpu")), SecureNoise)
 PATIENTS = np.array([3, 1, 3, 0, 1, 3, 2])
 
 
@@ -49,12 +51,40 @@ def test_two_samplers_and_two_noises_never_repeat_each_other():
     units = units_of(np.arange(100), "patient")
     draws = [[int(rows[0]) for rows in PoissonSampler(units, 0.5, 1).draw()] for _ in range(2)]
     assert draws[0] != draws[1]
-    for make in (lambda: FastNoise(torch.device("cpu")), SecureNoise):
+    for make in NOISES:
         assert not torch.equal(make().like(torch.zeros(8), 1.0), make().like(torch.zeros(8), 1.0))
 
 
-@pytest.mark.parametrize("make", [lambda: FastNoise(torch.device("cpu")), SecureNoise], ids=["fast", "secure"])
+@pytest.mark.parametrize("make", NOISES, ids=["fast", "device", "secure"])
 def test_noise_is_gaussian_with_the_asked_deviation(make):
     noise = make().like(torch.zeros(20_001, dtype=torch.float64), 2.5).numpy()
     assert noise.shape == (20_001,)
     assert stats.kstest(noise, "norm", args=(0, 2.5)).pvalue > 1e-6
+
+
+@pytest.mark.parametrize("make", NOISES, ids=["fast", "device", "secure"])
+def test_one_stream_of_noise_never_repeats_itself(make):
+    noise = make()
+    values = torch.cat([noise.like(torch.zeros(1000), 1.0) for _ in range(10)])
+    assert abs(np.corrcoef(values[:5000], values[5000:])[0, 1]) < 0.09  # six standard errors
+
+
+def test_on_a_cpu_noise_does_not_come_from_torchs_generator_which_keeps_32_bits_of_its_seed():
+    one, other = (torch.randn(4, generator=torch.Generator().manual_seed(seed)) for seed in (7, 7 + 2**32))
+    assert torch.equal(one, other)  # should this fail one day, torch has mended it
+    assert isinstance(make_noise(torch.device("cpu"), secure=False), FastNoise)
+    assert isinstance(make_noise(torch.device("cpu"), secure=True), SecureNoise)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_noise_has_its_tensors_shape_and_type(dtype):
+    for make in NOISES:
+        noise = make().like(torch.zeros(3, 5, dtype=dtype), 0.5)
+        assert (noise.shape, noise.dtype) == ((3, 5), dtype)
+        assert make().like(torch.zeros(0), 1.0).shape == (0,)
+
+
+def test_uniform_numbers_are_uniform_and_never_an_end():
+    values = SecureStream().uniform(100_000)
+    assert 0 < values.min() < values.max() < 1
+    assert stats.kstest(values, "uniform").pvalue > 1e-6

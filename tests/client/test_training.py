@@ -6,6 +6,7 @@ import torch
 
 from client.dataset import CaseSet
 from client.training import Mechanism, evaluate, plan_steps, train_round
+from common.errors import JobError
 from common.job import parse_job
 from common.networks import build_network, initial_model, tensors_of
 from common.privacy import noise_for
@@ -23,6 +24,12 @@ def job(**changes):
         "augment": "none",
         "engine": "auto",
         "unit": "patient",
+        "network": "small-cnn",
+        "size": 16,
+        "physical": 64,
+        "decay": 0.0,
+        "optimizer": "sgd",
+        "secure": "false",
     }
     settings |= changes
     return parse_job(
@@ -33,10 +40,14 @@ sites = ["a"]
 labels = ["dark", "bright"]
 [data]
 collection = "c"
-size = [16, 16]
+size = [{size}, {size}]
 augment = "{augment}"
+[network]
+name = "{network}"
 [training]
+optimizer = "{optimizer}"
 learning_rate = {rate}
+weight_decay = {decay}
 local_epochs = {epochs}
 batch_size = 20
 [aggregation]
@@ -46,15 +57,17 @@ proximal_mu = {mu}
 mechanism = "{mechanism}"
 engine = "{engine}"
 unit = "{unit}"
+physical_batch = {physical}
+secure_noise = {secure}
 """.format(**settings)
     )
 
 
-def cases(patients=60, images=2, seed=0):
+def cases(patients=60, images=2, seed=0, size=16):
     """Bright and dark squares on noise: easy, but not for a network that has not looked."""
     random = np.random.default_rng(seed)
     labels = ["bright" if patient % 2 else "dark" for patient in range(patients) for _ in range(images)]
-    pixels = random.random((len(labels), 1, 16, 16)).astype(np.float32) * 0.6
+    pixels = random.random((len(labels), 1, size, size)).astype(np.float32) * 0.6
     for row, label in enumerate(labels):
         pixels[row, 0, 5:11, 5:11] += 0.4 if label == "bright" else 0.0
     return CaseSet(images=pixels, labels=tuple(labels), patients=np.repeat(np.arange(patients), images))
@@ -88,7 +101,15 @@ def test_it_learns_with_privacy_whatever_the_engine_and_the_unit(engine, unit):
     plan = plan_steps(a_job, data)
     noise = noise_for(8.0, 1e-5, plan.sample_rate, plan.steps_per_round * 5)
     _, _, metrics = trained(a_job, data, rounds=5, mechanism=Mechanism(noise, plan.sample_rate))
-    assert metrics["eval.auc"] > 0.8
+    assert metrics["eval.auc"] > 0.85  # of 16 runs the worst had 0.967
+
+
+def test_it_learns_with_privacy_and_cryptographic_noise_and_adamw():
+    a_job, data = job(mechanism="dp-sgd", secure="true", optimizer="adamw", rate=0.01, epochs=3), cases(150)
+    plan = plan_steps(a_job, data)
+    noise = noise_for(8.0, 1e-5, plan.sample_rate, plan.steps_per_round * 5)
+    _, _, metrics = trained(a_job, data, rounds=5, mechanism=Mechanism(noise, plan.sample_rate))
+    assert metrics["eval.auc"] > 0.9
 
 
 def test_without_privacy_the_same_round_gives_the_same_bits_and_another_round_others():
@@ -97,6 +118,93 @@ def test_without_privacy_the_same_round_gives_the_same_bits_and_another_round_ot
     other = tensors_of(trained(a_job, data, rounds=2)[0])
     assert all(first[name].tobytes() == again[name].tobytes() for name in first)
     assert any(first[name].tobytes() != other[name].tobytes() for name in first)
+
+
+def test_a_network_that_draws_random_numbers_repeats_to_the_bit_too_and_disturbs_nobody_elses():
+    a_job, data = job(network="efficientnet-b0", size=32), cases(4, size=32)
+    task = build_task(a_job.task)
+
+    def once():
+        network = build_network(a_job, 2)
+        train_round(
+            network, data, task.target(data.labels), task, a_job, 1,
+            mechanism=None, anchor=initial_model(a_job), device=CPU,
+        )  # fmt: skip
+        return tensors_of(network)
+
+    torch.manual_seed(1)
+    first, drawn = once(), torch.rand(3)
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(3), drawn)
+    again = once()
+    assert all(first[name].tobytes() == again[name].tobytes() for name in first)
+
+
+def test_weight_decay_is_decoupled_from_the_gradient_and_its_momentum():
+    class Still(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bias, self.weight = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.ones(5))
+
+        def forward(self, images):
+            return self.bias.expand(len(images), 2) + 0 * self.weight.sum()
+
+    a_job, data, task = job(decay=0.5, rate=0.1), cases(30), build_task(job().task)
+    network = Still()
+    result = train_round(network, data, task.target(data.labels), task, a_job, 1, mechanism=None, anchor={}, device=CPU)
+    assert network.weight[0].item() == pytest.approx(0.95**result.steps, rel=1e-5)
+
+
+@pytest.mark.parametrize("engine", ["auto", "plain", "vmap", "hooks"])
+@pytest.mark.parametrize("physical", [1, 2, 3, 7])
+def test_the_physical_batch_bounds_what_is_in_memory_and_has_no_effect_on_the_result(engine, physical):
+    # Everyone is sampled and there is no noise, so that two runs can be compared.
+    data, exactly = cases(8, 5), Mechanism(0.0, 1.0)
+    whole, _, _ = trained(job(mechanism="dp-sgd", engine="plain"), data, mechanism=exactly)
+    a_job = job(mechanism="dp-sgd", engine=engine, physical=physical)
+    task, network, seen = build_task(a_job.task), build_network(a_job, 2), []
+    hook = network.register_forward_pre_hook(lambda _, images: seen.append(len(images[0])))
+    train_round(
+        network, data, task.target(data.labels), task, a_job, 1,
+        mechanism=exactly, anchor=initial_model(a_job), device=CPU,
+    )  # fmt: skip
+    hook.remove()
+    assert max(seen) <= physical
+    expected = tensors_of(whole)
+    assert all(np.allclose(tensor, expected[name], atol=1e-5) for name, tensor in tensors_of(network).items())
+
+
+def test_a_network_that_keeps_statistics_of_images_is_refused_with_privacy():
+    class Remembers(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(256, 2)
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, images):
+            self.seen += images.detach().mean()
+            return self.layer(images.flatten(1))
+
+    a_job, data, task = job(mechanism="dp-sgd", engine="plain"), cases(), build_task(job().task)
+    with pytest.raises(JobError, match='keeps statistics of images in "seen"'):
+        train_round(
+            Remembers(), data, task.target(data.labels), task, a_job, 1,
+            mechanism=Mechanism(1.0, 0.3), anchor={}, device=CPU,
+        )  # fmt: skip
+
+
+def test_an_unknown_engine_is_refused_before_any_privacy_is_spent():
+    with pytest.raises(JobError, match='unknown engine "ghost"'):
+        plan_steps(job(mechanism="dp-sgd", engine="ghost"), cases())
+
+
+def test_a_model_that_has_come_apart_is_evaluated_without_metrics_and_without_a_crash():
+    task, data, network = build_task(job().task), cases(), build_network(job(), 2)
+    with torch.no_grad():
+        next(network.parameters()).fill_(float("nan"))
+    assert set(evaluate(network, data, task.target(data.labels), task, CPU)) == {
+        "eval.images", "eval.patients", "eval.seconds",
+    }  # fmt: skip
 
 
 def test_with_privacy_no_two_runs_are_alike():

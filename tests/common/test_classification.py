@@ -1,8 +1,12 @@
 """Classification: targets from label texts, and metrics with intervals that a statistician would accept."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
+from scipy.stats import norm
+from sklearn.metrics import accuracy_score, recall_score, roc_auc_score
 
 from common.errors import DataError, JobError
 from common.job import TaskSection
@@ -63,15 +67,40 @@ def test_with_one_class_only_what_is_undefined_is_left_out():
     assert found["specificity"] == 0.5
 
 
-def test_intervals_cover_the_truth_about_as_often_as_they_say():
+@pytest.mark.parametrize(("positives", "negatives", "apart"), [(40, 40, 1.0), (10, 30, 2.0), (5, 200, 2.5)])
+def test_intervals_cover_the_truth_about_as_often_as_they_say(positives, negatives, apart):
     random, hits, trials = np.random.default_rng(1), 0, 300
+    truth = np.repeat([1, 0], [positives, negatives])
     for _ in range(trials):
-        truth = random.integers(0, 2, 80)
-        score = random.normal(truth * 1.0, 1.0)
-        if 0 < truth.sum() < 80:
-            found = BINARY.metrics(np.stack([-score, score], axis=1), truth)
-            hits += found["auc_low"] <= 0.7602 <= found["auc_high"]  # Phi(1 / sqrt 2)
-    assert 0.91 <= hits / trials <= 0.99
+        score = random.normal(truth * apart, 1.0)
+        found = BINARY.metrics(np.stack([-score, score], axis=1), truth)
+        hits += found["auc_low"] <= norm.cdf(apart / math.sqrt(2)) <= found["auc_high"]
+    assert 0.91 <= hits / trials <= 0.995
+
+
+def test_a_perfect_score_on_few_images_is_not_reported_as_certain():
+    truth = np.repeat([0, 1], 5)
+    found = BINARY.metrics(np.eye(2)[truth], truth)
+    assert (found["auc"], found["accuracy"]) == (1.0, 1.0)
+    assert found["auc_low"] < 0.7
+    assert found["sensitivity_low"] < 0.7
+    assert found["auc_high"] == 1.0
+
+
+@pytest.mark.parametrize("task", [BINARY, SEVERAL, MULTI])
+def test_a_model_that_answers_no_number_has_no_metrics(task):
+    scores = np.full((4, task.outputs), 0.5)
+    scores[2] = np.nan
+    assert task.metrics(scores, np.zeros((4, 2)) if task is MULTI else np.array([0, 1, 0, 1])) == {}
+
+
+def test_several_classes_are_each_judged_against_the_rest_and_the_mean_is_given():
+    random = np.random.default_rng(3)
+    truth, scores = random.integers(0, 3, 90), random.dirichlet([1, 1, 1], 90)
+    found = SEVERAL.metrics(scores, truth)
+    assert found["auc"] == pytest.approx(roc_auc_score(truth, scores, multi_class="ovr", average="macro"))
+    assert found["accuracy"] == pytest.approx(accuracy_score(truth, scores.argmax(axis=1)))
+    assert found["sensitivity"] == pytest.approx(recall_score(truth, scores.argmax(axis=1), average="macro"))
 
 
 def test_every_task_of_the_table_can_be_built():
