@@ -184,7 +184,10 @@ def _refuse_taken_key(
         if other != name and _key_of(certificate) == key:
             raise KitError(f"{where}: this key is that of the site {other}: each site makes its own; enrol anew")
     if any(_key_of(certificate) == key for certificate in revoked_certificates(roster)):
-        raise KitError(f"{where}: this key was revoked and is never admitted again: the site must enrol with a new key")
+        raise KitError(
+            f"{where}: this key was revoked and is never admitted again: the site makes "
+            "a new one with `wardround site enrol --new-key` and sends its new request"
+        )
 
 
 def _key_of(certificate: x509.Certificate) -> ec.EllipticCurvePublicKey:

@@ -132,6 +132,8 @@ def _authority_finding(kit: Kit, now: datetime) -> Finding:
 
 def _certificate_finding(kit: Kit, now: datetime) -> Finding:
     path, purpose = kit.certificate, _purpose(kit)
+    if not path.exists():
+        return Finding("certificate", ok=False, detail=f"{path}: there is no certificate yet: {_first_step(kit)}")
     certificate = pem.read_certificate(path)
     check_issued(certificate, read_kit_authority(kit), purpose, path)
     check_subject(certificate, kit, path)
@@ -144,6 +146,8 @@ def _certificate_finding(kit: Kit, now: datetime) -> Finding:
 
 
 def _key_finding(kit: Kit) -> Finding:
+    if not kit.key.exists():
+        return Finding("key", ok=False, detail=f"{kit.key}: there is no key yet: {_first_step(kit)}")
     if pem.public_key_bytes(pem.read_private_key(kit.key)) != pem.public_key_bytes(
         pem.read_certificate(kit.certificate)
     ):
@@ -153,7 +157,8 @@ def _key_finding(kit: Kit) -> Finding:
 
 
 def _permissions_finding(kit: Kit) -> Finding:
-    pem.refuse_if_open_to_others(kit.key)
+    if kit.key.exists():
+        pem.refuse_if_open_to_others(kit.key)
     if pem.is_open_to_others(kit.folder):
         detail = f"{kit.folder}: other users of this machine can look into the kit: chmod 700 {kit.folder}"
         return Finding("permissions", ok=False, detail=detail)
@@ -168,6 +173,18 @@ def _renewal(kit: Kit) -> str:
     if kit.role == "coordinator":
         return "run `wardround kits renew coordinator`, and start the coordinator again"
     return f"ask the coordinator for `wardround kits renew {kit.name}`, and install what comes back"
+
+
+def _first_step(kit: Kit) -> str:
+    """What a kit needs whose key or certificate is not there."""
+    if kit.role == "coordinator":
+        return "restore the kit from a backup"
+    if not kit.key.exists():
+        return f"run `wardround site enrol {kit.folder}`"
+    return (
+        f"send {kit.name}.request.pem to the coordinator, and install what comes back: "
+        f"`wardround site enrol {kit.folder} --certificate {kit.name}.crt`"
+    )
 
 
 def _new_federation() -> str:

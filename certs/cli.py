@@ -13,11 +13,14 @@ from rich.table import Table
 
 from certs.authority import AUTHORITY_DAYS, NODE_DAYS, expiry_warning
 from certs.kits import Standing, add_site, admit, create_kits, list_standings, renew, revoke
+from certs.layout import KitsFolder
 from certs.pem import read_certificate
 from common.federation import COORDINATOR_NAME, read_federation
 
 app = typer.Typer(
-    no_args_is_help=True, help="Create a federation's authority and startup kits; admit, renew and revoke sites."
+    no_args_is_help=True,
+    add_completion=False,
+    help="Create a federation's authority and startup kits; admit, renew and revoke sites.",
 )
 
 KitsOption = Annotated[Path, typer.Option("--kits", help="The folder that `wardround kits create` made.")]
@@ -62,7 +65,7 @@ def admit_(
 
     Example: wardround kits admit north.request.pem --kits kits
     """
-    _hand_back(admit(kits, request, days_valid=days))
+    _hand_back(admit(kits, request, days_valid=days), kits)
 
 
 @app.command("renew")
@@ -83,7 +86,7 @@ def renew_(
         typer.echo(f"{certificate}: renewed; it is in use once the coordinator is started again")
         _warn_of(certificate, name)
         return
-    _hand_back(certificate)
+    _hand_back(certificate, kits)
 
 
 @app.command("revoke")
@@ -97,6 +100,7 @@ def revoke_(
     """
     kept = revoke(kits, name)
     typer.echo(f"{name}: revoked; its certificate is kept as {kept}")
+    typer.echo(f"If the coordinator is on another machine, copy this folder there: {KitsFolder.at(kits).roster}")
 
 
 @app.command("add-site")
@@ -130,10 +134,10 @@ def list_(kits: KitsOption = Path("kits"), as_json: JsonOption = False) -> None:
             typer.echo(f"warning: {standing.warning}", err=True)
 
 
-def _hand_back(certificate: Path) -> None:
-    name = certificate.stem
+def _hand_back(certificate: Path, kits: Path) -> None:
+    name, roster = certificate.stem, KitsFolder.at(kits).roster
     typer.echo(f"{certificate}: send it back to {name}, who installs it with `wardround site enrol --certificate`")
-    typer.echo(f"{name} is on the roster. If the coordinator is on another machine, copy the roster there.")
+    typer.echo(f"{name} is on the roster. If the coordinator is on another machine, copy this folder there: {roster}")
     _warn_of(certificate, name)
 
 

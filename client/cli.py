@@ -7,6 +7,7 @@ import json
 import signal
 import threading
 from enum import StrEnum
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
@@ -14,9 +15,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from common.errors import UsageError
 from common.kit import find_kit
 
-app = typer.Typer(no_args_is_help=True, help="A hospital's side: enrol, import images, check, start.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="A hospital's side: enrol, import images, check, start."
+)
 
 
 class PatientFrom(StrEnum):
@@ -41,19 +45,25 @@ def enrol(
     certificate: Annotated[
         Path | None, typer.Option(help="The certificate that the coordinator sent back: install it.")
     ] = None,
-    new_key: Annotated[bool, typer.Option("--new-key", help="Make a new key, as after a revocation.")] = False,
+    new_key: Annotated[
+        bool, typer.Option("--new-key", help="Make a further key, to take the place of the present or a revoked one.")
+    ] = False,
 ) -> None:
     """Make this site's private key here and a request for a certificate; later, install the certificate.
 
     Example: wardround site enrol kits/sites/north
              wardround site enrol kits/sites/north --certificate north.crt
+
+    With --new-key the present key works on until the new one's certificate is installed.
     """
     from certs.enrol import accept
     from certs.enrol import enrol as make_request
+    from certs.storage import write_together
     from client.policy import DEFAULT_POLICY, FILE_NAME
-    from common.files import write_atomically
 
     found = find_kit(kit, "site")
+    if certificate is not None and new_key:
+        raise UsageError("--certificate installs an answer, --new-key asks for one: one at a time")
     if certificate is not None:
         accept(found, certificate)
         typer.echo(f"{found.name}: certificate installed. Next: wardround site check --kit {found.folder}")
@@ -61,7 +71,7 @@ def enrol(
     request = make_request(found, new_key=new_key)
     policy = found.folder / FILE_NAME
     if not policy.exists():
-        write_atomically(policy, DEFAULT_POLICY.encode())
+        write_together({policy: DEFAULT_POLICY.encode()})
     typer.echo(f"{found.name}: private key made; it never leaves {found.folder}")
     typer.echo(f"Send {request} to the coordinator. It answers with a certificate: then run this with --certificate.")
     typer.echo(f"What jobs may do here stands in {policy}: read it, and name the collections you allow.")
@@ -75,10 +85,13 @@ def import_(
         Path | None, typer.Option(help="CSV with a patient, study or file column and a label column.")
     ] = None,
     allow_identified: Annotated[
-        bool, typer.Option(help="Index files whose headers identify the patient (only pseudonyms are kept).")
+        bool,
+        typer.Option(
+            "--allow-identified", help="Index files whose headers identify the patient (only pseudonyms are kept)."
+        ),
     ] = False,
     allow_burned_in: Annotated[
-        bool, typer.Option(help="Index files that say that annotation is burned into the pixels.")
+        bool, typer.Option("--allow-burned-in", help="Index files that say that annotation is burned into the pixels.")
     ] = False,
     key_column: Annotated[
         str | None, typer.Option(help="The label file's key column (default: patient, study or file, as it has).")
@@ -121,16 +134,10 @@ def start(
 
     Example: wardround site start kits/sites/north
     """
-    from rich.logging import RichHandler
+    from common.logs import log_to_stderr
 
     found = find_kit(kit, "site")
-    console = Console(stderr=True)
-    import logging
-
-    logging.basicConfig(
-        level=logging.WARNING, handlers=[RichHandler(console=console, show_path=False)], format="%(message)s"
-    )
-    logging.getLogger("wardround").setLevel(logging.INFO)
+    log_to_stderr()
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
@@ -223,12 +230,15 @@ def releases(kit: KitOption = None, as_json: JsonOption = False) -> None:
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(release) for release in found], indent=2))
         return
-    table = Table("when (UTC)", "run", "round", "kind", "status", "bytes", "epsilon")
-    for release in found:
-        epsilon = "" if release.epsilon is None else f"{release.epsilon:.3f}"
-        when = release.at[:19].replace("T", " ")
-        table.add_row(
-            when, release.run, str(release.round), release.kind, release.status, f"{release.bytes:,}", epsilon
-        )
-    Console().print(table)
+    if not found:
+        typer.echo("No message has left this site yet.")
+        return
+    for run, messages in groupby(found, key=lambda release: release.run):
+        table = Table("when (UTC)", "round", "kind", "status", "bytes", "epsilon", title=run, box=None)
+        table.title_justify = "left"
+        for message in messages:
+            epsilon = "" if message.epsilon is None else f"{message.epsilon:.3f}"
+            when = message.at[:19].replace("T", " ")
+            table.add_row(when, str(message.round), message.kind, message.status, f"{message.bytes:,}", epsilon)
+        Console().print(table)
     typer.echo("Each with its fields, SHA-256 and job digest: --json")

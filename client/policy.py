@@ -13,6 +13,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common.errors import RefusedError, UsageError
+from common.faults import explain
+from common.files import read_text
 from common.job import Job
 
 FILE_NAME = "policy.toml"
@@ -77,16 +79,18 @@ def read_policy(kit_folder: Path) -> Policy:
     """
     path = kit_folder / FILE_NAME
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = read_text(path)
+        table = tomllib.loads(text)
     except FileNotFoundError as error:
         raise RefusedError(f"no {FILE_NAME}: this site has no policy, so it refuses every job") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{path}: the policy can't be read: {error}") from error
+    except OSError as error:
+        raise UsageError(f"{path}: the policy can't be read: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path}: not valid TOML: {error}") from error
     try:
         return Policy.model_validate(table)
     except ValidationError as error:
-        faults = "; ".join(f'"{".".join(map(str, fault["loc"]))}": {fault["msg"].lower()}' for fault in error.errors())
-        raise UsageError(f"{path}: {faults}") from error
+        raise UsageError(explain(error, Policy, str(path), text).replace("\n", "; ")) from error
 
 
 def check_job(policy: Policy, job: Job) -> None:

@@ -17,6 +17,10 @@ from common.kit import Kit
 
 MIN_DISK_BYTES = 2 * 1024**3
 MIN_SHARED_MEMORY_BYTES = 64 * 1024**2
+ADMISSION_REMEDY = (
+    "if the coordinator has not admitted this site, send it the request; if it revoked this site's key, make a new "
+    "one (wardround site enrol --new-key)"
+)
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - looked at, never written
 
 
@@ -25,15 +29,12 @@ def preflight(kit: Kit) -> list[Finding]:
 
     Order: the kit's certificates and keys, the coordinator and the clock, the policy and the data, the machine.
     """
+    network = "check the network and the firewall for this address and port"
+    coordinator = _tried("coordinator", lambda: _coordinator(kit), network)
     return [
         *check_kit(kit),
-        _tried(
-            "coordinator", lambda: _coordinator(kit), "check the network and the firewall for this address and port"
-        ),
-        _tried(
-            "admission", lambda: _admission(kit), "send the site's request to the coordinator (wardround site enrol)"
-        ),
-        _clock(kit),
+        coordinator,
+        *(_admission_and_clock(kit) if coordinator.ok else _not_asked()),
         _tried("policy", lambda: _policy(kit), f"write {kit.folder / FILE_NAME}"),
         _tried("data", lambda: _data(kit), "run `wardround site import`"),
         _disk(kit.folder),
@@ -55,20 +56,34 @@ def _coordinator(kit: Kit) -> Finding:
     return Finding("coordinator", report.alpn == "h2", detail + report.server_certificate_ends)
 
 
-def _admission(kit: Kit) -> Finding:
-    return Finding("admission", True, f"{kit.address} knows this site as node {check_admission(kit)}")
-
-
-def _clock(kit: Kit) -> Finding:
-    """The coordinator says nothing of its clock; its certificate and its refusal of a wrong timestamp do."""
-    now = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
+def _admission_and_clock(kit: Kit) -> list[Finding]:
+    """Two lines from one call: the coordinator says nothing of its clock, but refuses a wrong timestamp."""
+    clock = _clock()
     try:
-        check_admission(kit)
+        node = check_admission(kit)
     except WardroundError as error:
         if "clock" in str(error):
-            return Finding("clock", False, f"this machine says {now} UTC: {error}", "synchronise it (NTP)")
-        return Finding("clock", True, f"this machine says {now} UTC; not compared, the coordinator did not admit us")
-    return Finding("clock", True, f"this machine says {now} UTC, within a minute of the coordinator")
+            return [_not_asked()[0], Finding("clock", False, f"{clock}: {error}", "synchronise it (NTP)")]
+        return [
+            Finding("admission", False, str(error), ADMISSION_REMEDY),
+            Finding("clock", True, f"{clock}; not compared, the coordinator did not admit us"),
+        ]
+    return [
+        Finding("admission", True, f"{kit.address} knows this site as node {node}"),
+        Finding("clock", True, f"{clock}, within a minute of the coordinator"),
+    ]
+
+
+def _not_asked() -> list[Finding]:
+    """The same two lines where the question could not be put: what is in the way has a line of its own."""
+    return [
+        Finding("admission", False, "not known yet", "mend what is wrong with the link first"),
+        Finding("clock", True, f"{_clock()}; not compared with the coordinator's"),
+    ]
+
+
+def _clock() -> str:
+    return time.strftime("this machine says %Y-%m-%d %H:%M:%S UTC", time.gmtime())
 
 
 def _policy(kit: Kit) -> Finding:

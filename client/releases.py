@@ -95,13 +95,19 @@ def _end_of_last_line(handle: int) -> int:
 
 
 def read(kit_folder: Path) -> list[Release]:
-    """Return every recorded release, oldest first. A last line cut short by a crash is left out: it was never sent."""
+    """Return every recorded release, oldest first. A last line cut short by a crash is left out: it was never sent.
+
+    Raises DataError when the log can't be read or is damaged.
+    """
     path = kit_folder / FILE_NAME
-    if not path.exists():
+    try:
+        *lines, rest = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
         return []
-    releases = []
-    *lines, rest = path.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise DataError(f"{path}: the release log can't be read: {error.strerror}") from error
     del rest  # empty, or cut short
+    releases = []
     for number, line in enumerate(lines, start=1):
         try:
             fields = json.loads(line)

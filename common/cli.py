@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import metadata
 from typing import cast
 
@@ -75,10 +77,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Nothing phones home: both must be set before Flower is imported.
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
     os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a letter that the terminal does not have is no reason to fail
     try:
         app(args=arguments, prog_name="wardround")
     except WardroundError as error:
         typer.echo(f"wardround: {error}", err=True)
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        sys.exit(0)
+    except OSError as error:  # the machine's doing, and a person's to mend: a full disk, somebody else's file
+        typer.echo(f"wardround: {_in_words(error)}", err=True)
+        sys.exit(WardroundError.exit_code)
+
+
+def _in_words(error: OSError) -> str:
+    reason = error.strerror or str(error)
+    if error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {reason}: mend that and run the command again"
+    # What could not be written must not be tried again when Python ends: that would be a second complaint.
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return f"{reason}: while writing the output, or a file"

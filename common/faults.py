@@ -13,11 +13,13 @@ Location = tuple[int | str, ...]
 
 
 def explain(error: ValidationError, model: type[BaseModel], source: str, text: str = "") -> str:
-    """Return one line for each fault that `model` found; `text` is the TOML it came from, to tell the lines."""
+    """Return one line for each key at fault that `model` found; `text` is the TOML it came from, to tell the lines."""
     meanings = dict(meanings_of(model))
-    return "\n".join(
-        f"{source}{_line_of(text, fault['loc'])}: {_explain_one(fault, meanings)}" for fault in error.errors()
-    )
+    lines: dict[tuple[str, str], str] = {}
+    for fault in error.errors():  # a wrong item makes the whole array wrong too: the first fault of a key is the cause
+        place = _line_of(text, fault["loc"])
+        lines.setdefault((place, _key_of(fault)), f"{source}{place}: {_explain_one(fault, meanings)}")
+    return "\n".join(lines.values())
 
 
 def meanings_of(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -36,7 +38,7 @@ def _table_type(annotation: object) -> type[BaseModel] | None:
 
 
 def _explain_one(fault: ErrorDetails, meanings: dict[str, str]) -> str:
-    key = ".".join(part for part in fault["loc"] if isinstance(part, str))
+    key = _key_of(fault)
     if fault["type"] == "extra_forbidden":
         near = _nearest(key, list(meanings))
         hint = f'; did you mean "{near}" ({meanings[near] or "a table"})?' if near else ""
@@ -48,6 +50,10 @@ def _explain_one(fault: ErrorDetails, meanings: dict[str, str]) -> str:
     subject = f'"{key}": ' if key else ""
     given = "" if fault["type"] == "value_error" else f", got {fault['input']!r}"
     return f"{subject}{problem[0].lower()}{problem[1:]}{given}{f' ({meaning})' if meaning else ''}"
+
+
+def _key_of(fault: ErrorDetails) -> str:
+    return ".".join(part for part in fault["loc"] if isinstance(part, str))
 
 
 def _nearest(key: str, known: list[str]) -> str:

@@ -25,6 +25,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from common.errors import UsageError
 from common.faults import explain
+from common.files import read_text
 from common.job import Name, Section
 
 COORDINATOR_NAME = "coordinator"
@@ -163,10 +164,9 @@ def read_federation(path: Path) -> Federation:
         fault: file, line, key, what is expected there, and the nearest right key.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"{path}: the federation can't be read: {reason}") from error
+        text = read_text(path)
+    except OSError as error:
+        raise UsageError(f"{path}: the federation can't be read: {error.strerror}") from error
     return parse_federation(text, source=str(path))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tempfile
@@ -34,6 +35,20 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o644, overwrite
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def read_text(path: Path) -> str:
+    """Return a UTF-8 file's text, without the byte order mark that some editors put first.
+
+    Raises
+    ------
+    OSError
+        It can't be read, or is no UTF-8 text; `strerror` says which.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise OSError(errno.EILSEQ, "it is no UTF-8 text: save it as UTF-8", str(path)) from error
 
 
 def sha256_file(path: Path) -> str:

@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 
 from common.errors import JobError
 from common.faults import explain
+from common.files import read_text
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
@@ -174,9 +175,9 @@ def read_job(path: Path) -> Job:
         fault: file, line, key, what is expected there, and the nearest right key.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise JobError(f"{path}: the job can't be read: {getattr(error, 'strerror', None) or error}") from error
+        text = read_text(path)
+    except OSError as error:
+        raise JobError(f"{path}: the job can't be read: {error.strerror}") from error
     return parse_job(text, source=str(path))
 
 

@@ -12,7 +12,9 @@ from rich.table import Table
 
 from common.job import key_table, read_job
 
-app = typer.Typer(no_args_is_help=True, help="Check a job file, or list the keys that a job may have.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Check a job file, or list the keys that a job may have."
+)
 
 
 @app.command()
@@ -20,11 +22,15 @@ def check(
     job: Annotated[Path, typer.Argument(help="The job's TOML file.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole job as canonical JSON.")] = False,
 ) -> None:
-    """Read a job as the coordinator and the sites will, and print its digest.
+    """Read a job and build its task and network, as the coordinator and the sites will; print its digest.
 
     Example: wardround job check job.toml
     """
+    from common.networks import build_network  # torch: only here
+    from common.tasks.registry import build_task
+
     found = read_job(job)
+    build_network(found, build_task(found.task).outputs)
     if as_json:
         typer.echo(json.dumps({"digest": found.digest, "job": json.loads(found.canonical_json())}))
         return
@@ -34,7 +40,7 @@ def check(
 
 @app.command()
 def keys(
-    markdown: Annotated[bool, typer.Option(help="Print a Markdown table.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
 ) -> None:
     """List every key of a job with its default and its meaning.
 

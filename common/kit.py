@@ -13,15 +13,18 @@ A kit is the node's home: identity and certificates as issued, and everything th
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
 from common.errors import KitError
+from common.files import read_text
 
 Role = Literal["site", "coordinator"]
 ENVIRONMENT_VARIABLE = "WARDROUND_KIT"
+_PORT = re.compile(r"[0-9]{1,5}")
 
 
 @dataclass(frozen=True)
@@ -65,17 +68,21 @@ def read_kit(folder: Path, role: Role) -> Kit:
     """
     path = folder / "kit.toml"
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(read_text(path))
     except FileNotFoundError as error:
         raise KitError(
             f"{folder}: no kit here (kit.toml is missing): name the {role}'s kit folder, or set {ENVIRONMENT_VARIABLE}"
         ) from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise KitError(f"{path}: the kit can't be read: {error}") from error
+    except OSError as error:
+        raise KitError(f"{path}: the kit can't be read: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise KitError(f"{path}: not valid TOML: {error}") from error
     fields = ("role", "name", "federation", "federation_id", "address")
     for field in fields:
         if not isinstance(table.get(field), str):
             raise KitError(f'{path}: "{field}" is missing or no text: ask the coordinator for a new kit')
+    if not is_address(table["address"]):
+        raise KitError(f'{path}: "address" is not "host:port", got "{table["address"]}": ask the coordinator for it')
     if table["role"] != role:
         raise KitError(f"{folder}: this is the kit of a {table['role']} ({table['name']}), not of a {role}")
     return Kit(
@@ -83,6 +90,12 @@ def read_kit(folder: Path, role: Role) -> Kit:
         role=cast(Role, table["role"]),
         **{field: table[field] for field in fields if field != "role"},
     )
+
+
+def is_address(text: str) -> bool:
+    """Whether `text` is "host:port" with a port from 1 to 65535."""
+    host, _, port = text.rpartition(":")
+    return bool(host and _PORT.fullmatch(port)) and 1 <= int(port) <= 65535
 
 
 def find_kit(named: Path | None, role: Role) -> Kit:

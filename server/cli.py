@@ -12,12 +12,12 @@ import typer
 from rich.console import Console
 
 from common.errors import UsageError
-from common.kit import find_kit
+from common.kit import find_kit, is_address
 
-coordinator = typer.Typer(no_args_is_help=True)
-run = typer.Typer()
-runs = typer.Typer()
-sites = typer.Typer()
+coordinator = typer.Typer(no_args_is_help=True, add_completion=False)
+run = typer.Typer(add_completion=False)
+runs = typer.Typer(add_completion=False)
+sites = typer.Typer(add_completion=False)
 
 KIT_HELP = "The coordinator's kit folder (default: $WARDROUND_KIT, else the current folder)."
 KitOption = Annotated[Path | None, typer.Option("--kit", help=KIT_HELP)]
@@ -43,17 +43,15 @@ def start(
 
     Example: wardround coordinator start kits/coordinator
     """
-    import logging
     import signal
     import threading
 
-    from rich.logging import RichHandler
-
+    from common.logs import log_to_stderr
     from server.coordinator import serve
 
-    handler = RichHandler(console=Console(stderr=True), show_path=False)
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s")
-    logging.getLogger("wardround").setLevel(logging.INFO)
+    if listen is not None and not is_address(listen):
+        raise UsageError(f'--listen: "{listen}" is not HOST:PORT with a port from 1 to 65535')
+    log_to_stderr()
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
@@ -107,17 +105,17 @@ def _run(
     if not alive:
         typer.echo(f"the coordinator is not running: wardround coordinator start {found.folder}", err=True)
     if follow:
-        _follow(name, found.folder)
+        _follow(name, found.folder, Console(stderr=as_json))
 
 
-def _follow(name: str, kit: Path) -> None:
+def _follow(name: str, kit: Path, console: Console) -> None:
     from common.kit import read_kit
     from server.execution import raise_unless_completed
     from server.follow import follow
     from server.registry import open_registry
 
     try:
-        ended = follow(open_registry(read_kit(kit, "coordinator")), name, Console())
+        ended = follow(open_registry(read_kit(kit, "coordinator")), name, console)
     except KeyboardInterrupt:
         typer.echo(f"\nThe run goes on. To see it: wardround runs show {name}", err=True)
         typer.echo(f"To end it: wardround runs stop {name}", err=True)
@@ -166,7 +164,7 @@ def show(
     if as_json:
         typer.echo(json.dumps(run_data(detail), indent=2))
     else:
-        Console().print(run_report(detail))
+        Console().print(run_report(detail), crop=False)
 
 
 @runs.command()

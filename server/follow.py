@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -12,12 +10,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from server.records import RunDetail, RunSummary
+from server.records import RoundRecord, RunDetail, RunSummary
 from server.registry import Registry
-from server.report import is_alive, round_cells, run_report
+from server.report import absences, is_alive, now, round_cells, run_report
 
 LOOK_SECONDS = 0.5
 UNDER_WAY = ("queued", "running")
+NOT_RUNNING = "the coordinator is not running: wardround coordinator start KIT"
+CUT_OFF = "if this run was under way, then go on with it: wardround run --resume"
 
 
 def follow(registry: Registry, name: str, console: Console) -> RunSummary:
@@ -26,20 +26,22 @@ def follow(registry: Registry, name: str, console: Console) -> RunSummary:
     On a terminal a bar and a table that grow; elsewhere a line for each round. KeyboardInterrupt passes through: the
     run does not depend on who looks on.
     """
-    shown = 0
+    shown, was_alive = 0, is_alive(registry.coordinator())
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while True:
-            detail = registry.run_detail(name)
+            detail, alive = registry.run_detail(name), is_alive(registry.coordinator())
             if console.is_terminal:
-                live.update(_picture(detail, is_alive(registry.coordinator())), refresh=True)
+                live.update(_picture(detail, alive), refresh=True)
             else:
                 for record in detail.rounds[shown:]:
-                    console.print(_line(detail, round_cells(record)), soft_wrap=True, highlight=False)
-                shown = len(detail.rounds)
+                    console.print(_line(detail, record), soft_wrap=True, highlight=False, markup=False)
+                if was_alive and not alive:
+                    console.print(f"{NOT_RUNNING}; {CUT_OFF} {name}", soft_wrap=True, highlight=False, markup=False)
+                shown, was_alive = len(detail.rounds), alive
             if detail.summary.status not in UNDER_WAY:
                 break
             time.sleep(LOOK_SECONDS)
-    console.print(run_report(detail))
+    console.print(run_report(detail), crop=False)
     return detail.summary
 
 
@@ -50,21 +52,17 @@ def _picture(detail: RunDetail, alive: bool) -> Group:
         table.add_row(*round_cells(record), style="red" if record.status == "no quorum" else "")
     bar = Table.grid(padding=(0, 1))
     bar.add_row(Text(run.name, "bold"), ProgressBar(run.rounds, run.done, width=40), f"{run.done}/{run.rounds} rounds")
-    parts: list[RenderableType] = [bar, table, Text(_now(run.progress) if run.status == "running" else run.status)]
+    parts: list[RenderableType] = [bar, table, Text(now(run.progress) if run.status == "running" else run.status)]
     if not alive:
-        parts.append(Text("the coordinator is not running: wardround coordinator start KIT", "yellow"))
+        parts.append(Text(NOT_RUNNING, "yellow"))
+        if run.status == "running":
+            parts.append(Text(f"{CUT_OFF} {run.name}", "yellow"))
     return Group(*parts)
 
 
-def _now(progress: Mapping[str, Any] | None) -> str:
-    if progress is None:
-        return "starting"
-    what = f"round {progress['number']}" if progress["kind"] == "train" else f"evaluating on {progress['kind']}"
-    waiting = ", ".join(progress["waiting"]) or "nobody"
-    return f"{what}: waiting for {waiting} ({time.time() - progress['since']:.0f} s)"
-
-
-def _line(detail: RunDetail, cells: tuple[str, ...]) -> str:
-    title, sites, loss, score, epsilon, seconds, megabytes = cells
-    criterion = detail.job.aggregation.criterion
-    return f"{title}: {sites} sites, loss {loss}, {criterion} {score}, epsilon {epsilon}, {seconds} s, {megabytes} MB"
+def _line(detail: RunDetail, record: RoundRecord) -> str:
+    title, sites, loss, score, epsilon, seconds, megabytes = round_cells(record)
+    numbers = (("loss", loss), (detail.job.aggregation.criterion, score), ("epsilon", epsilon))
+    known = "".join(f"{name} {value}, " for name, value in numbers if value != "-")
+    why = "".join(f"; {line}" for line in absences(record).splitlines())
+    return f"{title}: {sites} sites, {known}{seconds} s, {megabytes} MB{why}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -31,20 +31,15 @@ def is_alive(coordinator: CoordinatorSeen | None) -> bool:
     return coordinator is not None and time.time() - coordinator.heartbeat < HEARTBEAT_SECONDS
 
 
-def runs_table(runs: Sequence[RunSummary]) -> Table:
-    """Return all runs, a line each."""
-    table = Table("run", "status", "rounds", "started (UTC)", "minutes", "job digest", "why", box=None)
+def runs_table(runs: Sequence[RunSummary]) -> Group:
+    """Return all runs, a line each that fits 80 columns, then why some did not end well."""
+    table = Table("run", "status", "rounds", "started (UTC)", "min", box=None)
+    for column in table.columns:
+        column.no_wrap = True  # a name that is cut can't be copied into the next command
     for run in runs:
-        table.add_row(
-            run.name,
-            _status(run),
-            f"{run.done}/{run.rounds}",
-            moment(run.started),
-            _minutes(run),
-            run.digest[:12],
-            run.reason,
-        )
-    return table
+        table.add_row(run.name, _status(run), f"{run.done}/{run.rounds}", moment(run.started)[:16], _minutes(run))
+    reasons = [Text(f"{run.name}: {run.reason}", COLOURS.get(run.status, "")) for run in runs if run.reason]
+    return Group(table, *reasons)
 
 
 def run_report(detail: RunDetail) -> Group:
@@ -54,16 +49,27 @@ def run_report(detail: RunDetail) -> Group:
         (run.name, "bold"),
         "  ",
         _status(run),
-        f"  {run.done} of {run.rounds} rounds  ",
-        f"started {moment(run.started)} UTC  {_minutes(run)} min\n",
-        f"job {run.digest}  code {run.code_version}",
+        f"  {run.done} of {run.rounds} rounds\n",
+        f"started {moment(run.started)} UTC  {_minutes(run)} min  code {run.code_version}\n",
+        f"job {run.digest}",
     )
     parts: list[RenderableType] = [head]
     if run.reason:
         parts.append(Text(run.reason, style=COLOURS.get(run.status, "")))
+    if run.status == "running":
+        parts.append(Text(now(run.progress), COLOURS["running"]))
     parts += [_rounds_table(detail), _sites_table(detail), *(Text(f"! {text}", "yellow") for text in detail.warnings)]
     parts += [_model_line(model, detail.job.aggregation.criterion) for model in detail.models]
     return Group(*parts)
+
+
+def now(progress: Mapping[str, Any] | None) -> str:
+    """Return what a running run does at this moment, and for which sites it waits."""
+    if progress is None:
+        return "starting"
+    what = f"round {progress['number']}" if progress["kind"] == "train" else f"evaluating on {progress['kind']}"
+    waiting = ", ".join(progress["waiting"]) or "nobody"
+    return f"{what}: waiting for {waiting} ({time.time() - progress['since']:.0f} s)"
 
 
 def run_data(detail: RunDetail) -> dict[str, Any]:
@@ -124,13 +130,14 @@ def _rounds_table(detail: RunDetail) -> Table:
     for record in detail.rounds:
         took_part = ", ".join(record.named("aggregated", "trained", "evaluated"))
         style = "red" if record.status == "no quorum" else ("yellow" if record.warnings else "")
-        table.add_row(*round_cells(record), took_part, _absences(record), style=style)
+        table.add_row(*round_cells(record), took_part, absences(record), style=style)
     if any(record.kind == "train" for record in detail.rounds):
         table.caption = f"{criterion} of a round: of the model that came into it, on the sites' validation data"
     return table
 
 
-def _absences(record: RoundRecord) -> str:
+def absences(record: RoundRecord) -> str:
+    """Return why a round failed and which sites took no part and why, a line each."""
     lines = [] if record.status != "no quorum" else [record.reason]
     for site in record.sites:
         if site.status not in ("aggregated", "trained", "evaluated"):
@@ -168,6 +175,8 @@ def _model_line(model: ModelFile, criterion: str) -> Text:
         (f"{model.kind:>4}", "bold"),
         f" model: after round {model.round}{score}\n     {model.path}\n",
         f"     sha256 {model.sha256}",
+        no_wrap=True,  # with overflow ignored, a long path stays whole and can be copied
+        overflow="ignore",
     )
 
 

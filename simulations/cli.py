@@ -21,7 +21,7 @@ def _demo(
         Path | None, typer.Option(help="A folder of your own images with labels.csv: split into hospitals by patient.")
     ] = None,
     allow_identified: Annotated[
-        bool, typer.Option(help="With --data: also use files whose headers identify the patient.")
+        bool, typer.Option("--allow-identified", help="With --data: also use files whose headers identify the patient.")
     ] = False,
     keep: Annotated[Path | None, typer.Option(help="A new folder in which to leave everything, images too.")] = None,
     no_privacy: Annotated[bool, typer.Option("--no-privacy", help="Train without differential privacy.")] = False,

@@ -131,7 +131,7 @@ class _Demo:
         # Sites and coordinator share the cores: one thread each does more than many that wait for each other.
         threads = str(max(1, self._cores // len(names)))
         environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "COLUMNS": "200"}
-        with Crew(federation.logs, federation.environment | environment) as crew:
+        with Crew(federation.logs, federation.environment | environment) as crew, self._saying_when_it_stops():
             data = self._write_images(crew, federation)
             images = self._import(crew, federation)
             write_atomically(federation.job, job_text(self._options, federation.sites, data).encode())
@@ -226,6 +226,15 @@ class _Demo:
             warnings=detail.warnings, private=self._options.private,
             seconds=time.monotonic() - self._started, steps=self._steps,
         )  # fmt: skip
+
+    @contextmanager
+    def _saying_when_it_stops(self) -> Iterator[None]:
+        """Answer Ctrl-C at once: a process in the middle of a step takes some seconds to end."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self._console.print("\nStopping the processes: some seconds ...", highlight=False)
+            raise
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:

@@ -59,6 +59,21 @@ def test_a_federation_from_creation_to_revocation_by_the_command_alone(described
     assert {row["name"]: row["status"] for row in json.loads(told.stdout)}["north"] == "revoked"
 
 
+def test_a_revoked_site_comes_back_with_a_new_key_by_the_command_alone(kits, north, tmp_path):
+    north_kit, request = north.folder, north.folder / "north.request.pem"
+    assert wardround("kits", "revoke", "north", folder=tmp_path).returncode == 0
+    told = wardround("kits", "admit", request, folder=tmp_path)
+    assert (told.returncode, "wardround site enrol --new-key" in told.stderr) == (2, True)
+    told = wardround("site", "enrol", north_kit, "--new-key", folder=tmp_path)
+    assert told.returncode == 0, told.stderr
+    told = wardround("kits", "admit", request, folder=tmp_path)
+    assert f"copy this folder there: {Path('kits/coordinator/roster')}" in told.stdout
+    told = wardround("site", "enrol", north_kit, "--certificate", request.with_name("north.crt"), folder=tmp_path)
+    assert told.returncode == 0, told.stderr
+    told = wardround("kits", "list", "--json", folder=tmp_path)
+    assert {row["name"]: row["status"] for row in json.loads(told.stdout)}["north"] == "valid"
+
+
 def test_bad_news_is_one_line_on_standard_error_with_exit_code_2(described, tmp_path, made):
     cases = [
         (("create", described, "--out", made), "exists already and is never overwritten"),

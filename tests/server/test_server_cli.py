@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,9 @@ from common.kit import read_kit
 from common.update import Answer
 from server import cli
 from server.execution import execute, raise_unless_completed
+from server.records import CoordinatorSeen
 from server.registry import Registry
+from server.report import HEARTBEAT_SECONDS
 
 KIT = """role = "coordinator"
 name = "coordinator"
@@ -121,6 +125,38 @@ def test_runs_are_listed_for_people_and_for_scripts(kit, registry, federation):
     assert json.loads(call(cli.runs, "--json", "--kit", str(kit)).output)[0]["done"] == 3
 
 
+def test_the_list_of_runs_fits_80_columns_with_whole_names_and_says_why_one_failed(registry, federation):
+    from rich.console import Console
+
+    from server.report import runs_table
+
+    federation |= dict.fromkeys(federation, lambda request: Answer("north", "", 0, "failed", "no GPU"))
+    name = finished_run(registry, federation)
+    console = Console(record=True, width=80, force_terminal=False)
+    console.print(runs_table(registry.list_runs()))
+    table, reason = console.export_text().split(f"{name}: ")
+    assert name in table
+    assert "FAILED" in table
+    assert "0 of 3 sites trained, 1 needed" in " ".join(reason.split())
+
+
+def test_following_a_run_says_when_the_coordinator_dies_and_how_to_go_on(registry):
+    from rich.console import Console
+
+    from server.follow import follow
+
+    name, now = registry.submit(job_of(), model_of()), time.time()
+    registry.see_coordinator(CoordinatorSeen(1, "127.0.0.1:9", now, now - HEARTBEAT_SECONDS + 1))  # of its last second
+    stopping = threading.Timer(3.0, registry.stop, [name])
+    stopping.start()
+    console = Console(record=True, width=200, force_terminal=False)
+    follow(registry, name, console)
+    stopping.join()
+    text = console.export_text()
+    assert text.count("the coordinator is not running") == 1
+    assert f"wardround run --resume {name}" in text
+
+
 def test_following_a_run_shows_a_line_a_round_and_ends_with_its_report(kit, registry, federation):
     name = finished_run(registry, federation)
     result = CliRunner().invoke(cli.run, ["--resume", name, "--kit", str(kit)])
@@ -133,7 +169,7 @@ def test_following_a_run_shows_a_line_a_round_and_ends_with_its_report(kit, regi
     ended = follow(registry, name, console)
     text = console.export_text()
     assert ended.status == "completed"
-    assert "round 2: 3/3 sites, loss 0.500, auc 0.520, epsilon -" in text
+    assert "round 2: 3/3 sites, loss 0.500, auc 0.520, " in text
 
 
 def test_a_run_that_lost_its_largest_site_is_no_success_to_a_script(registry, federation):
