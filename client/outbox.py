@@ -15,8 +15,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from common.errors import DataError
+from common.errors import DataError, UpdateError
 from common.files import write_atomically
+from common.release import numbers_of
 from common.update import Answer, Request
 
 FOLDER = "outbox"
@@ -36,7 +37,8 @@ def request_key(request: Request) -> str:
 def remember(kit_folder: Path, key: str, request: Request, answer: Answer) -> None:
     """Keep `answer` as the run's last. Raises DataError when the disk can't take it."""
     path = _path(kit_folder, request)
-    fields = {name: value for name, value in asdict(answer).items() if name != "tensors"}
+    fields = {name: value for name, value in asdict(answer).items() if name not in ("tensors", "numbers", "head")}
+    fields |= {"values": answer.numbers.flat(), "bases": answer.numbers.bases()}
     metadata = {"request": key, "answer": json.dumps(fields), "order": json.dumps(list(answer.tensors or {}))}
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
@@ -54,8 +56,10 @@ def recall(kit_folder: Path, key: str, request: Request) -> Answer | None:
             if metadata.get("request") != key:
                 return None
             tensors = {name: file.get_tensor(name) for name in json.loads(metadata["order"])}
-            return Answer(**json.loads(metadata["answer"]), tensors=tensors)
-    except (OSError, SafetensorError, KeyError, ValueError):
+            fields = json.loads(metadata["answer"])
+            numbers = numbers_of(fields.pop("values"), fields.pop("bases"))
+            return Answer(**fields, numbers=numbers, tensors=tensors or None)
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, UpdateError):
         return None  # never kept, or damaged: the round is trained (and spent) again
 
 

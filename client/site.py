@@ -20,14 +20,15 @@ from client.outbox import recall, remember, request_key
 from client.policy import Cohort, Policy, check_cohort, check_job, metrics_may_leave, read_policy
 from client.privacy.ledger import Entry, Ledger, calibrate
 from client.training import Mechanism, Plan, evaluate, pick_device, plan_steps, train_round
-from common.errors import RefusedError, UpdateError, WardroundError
+from common.errors import RefusedError, UpdateError, WaitingError, WardroundError
 from common.job import Job
 from common.kit import read_kit
 from common.networks import build_network, load_tensors, tensors_of
 from common.privacy import Spending
+from common.release import Accounting, Evaluation, Numbers, Operation, Training
 from common.tasks.registry import build_task
 from common.tasks.task import Task
-from common.update import Answer, Request
+from common.update import Answer, Request, Status
 
 CATALOG_FILE, LEDGER_FILE, CACHE_FOLDER = "catalog.sqlite", "ledger.sqlite", "cache"
 log = logging.getLogger("wardround.site")
@@ -90,7 +91,12 @@ class Site:
             try:
                 policy = read_policy(self.kit_folder)
                 self._check_request(request, policy)
+                if request.kind == "consent":
+                    return self._consent(request, policy)
                 return self._train(request, policy) if request.kind == "train" else self._evaluate(request, policy)
+            except WaitingError as error:
+                log.info("job %.12s waits: %s", request.job.digest, error)
+                return self._no(request, "waiting", str(error))
             except RefusedError as error:
                 log.warning("job %.12s refused: %s", request.job.digest, error)
                 return self._no(request, "refused", str(error))
@@ -141,6 +147,20 @@ class Site:
             self._splits[key] = Split(cases, task.target(cases.labels))
         return self._splits[key]
 
+    def _consent(self, request: Request, policy: Policy) -> Answer:
+        """Say whether the job may run here, before a model is sent. Costs nothing but the release of a count."""
+        bench = self.bench(request.job)
+        cases = bench.training.cases
+        check_cohort(policy, Cohort(cases.patient_count, 0))
+        return Answer(
+            site=self.name,
+            job_digest=request.job.digest,
+            number=request.number,
+            status="ok",
+            examples=len(cases.labels),
+            numbers=Numbers(training=Training("exact", len(cases.labels), cases.patient_count)),
+        )
+
     def _train(self, request: Request, policy: Policy) -> Answer:
         job = request.job
         bench = self.bench(job)
@@ -150,8 +170,8 @@ class Site:
             log.info("run %s round %d: asked again, the same answer goes out again", request.run, request.number)
             return kept
         load_tensors(bench.network, request.model)
-        metrics = self._metrics(bench, policy, "validation")
-        mechanism, spent = self._spend(request, bench, policy) if job.private else (None, {})
+        evaluation = self._evaluation(bench, policy, "validation")
+        mechanism, accounting = self._spend(request, bench, policy) if job.private else (None, None)
         result = train_round(
             bench.network,
             bench.training.cases,
@@ -163,22 +183,19 @@ class Site:
             anchor=request.model,
             device=self.device,
         )
-        cases = bench.training.cases
+        cases, loss = bench.training.cases, math.nan if job.private else result.loss
         answer = Answer(
             site=self.name,
             job_digest=job.digest,
             number=request.number,
             status="ok",
             examples=len(cases.labels),
-            metrics={
-                **metrics,
-                **spent,
-                **({"train.loss": result.loss} if math.isfinite(result.loss) and not job.private else {}),
-                "train.seconds": result.seconds,
-                "train.steps": result.steps,
-                "train.images": len(cases.labels),
-                "train.patients": cases.patient_count,
-            },
+            numbers=Numbers(
+                Operation(result.seconds, result.steps),
+                accounting,
+                Training("exact", len(cases.labels), cases.patient_count, loss if math.isfinite(loss) else None),
+                evaluation,
+            ),
             tensors=tensors_of(bench.network),
         )
         remember(self.kit_folder, key, request, answer)
@@ -189,24 +206,25 @@ class Site:
         bench = self.bench(request.job)
         check_cohort(policy, Cohort(bench.training.cases.patient_count, 0))
         load_tensors(bench.network, request.model)
-        metrics = self._metrics(bench, policy, request.split)
+        evaluation = self._evaluation(bench, policy, request.split)
         return Answer(
             site=self.name,
             job_digest=request.job.digest,
             number=request.number,
             status="ok",
             examples=len(bench.training.cases.labels),
-            metrics=metrics,
+            numbers=Numbers(evaluation=evaluation),
         )
 
-    def _metrics(self, bench: Bench, policy: Policy, split_name: str) -> dict[str, float]:
-        """Metrics of the bench's network on a split, or nothing where the policy keeps them here."""
+    def _evaluation(self, bench: Bench, policy: Policy, split_name: str) -> Evaluation | None:
+        """Metrics of the bench's network on a split, or None where the policy keeps them here."""
         split = self.split(bench, split_name)
         if split is None or not metrics_may_leave(policy, split.cases.patient_count):
-            return {}
-        return evaluate(bench.network, split.cases, split.targets, bench.task, self.device)
+            return None
+        found = evaluate(bench.network, split.cases, split.targets, bench.task, self.device)
+        return Evaluation("exact", **{name.removeprefix("eval."): value for name, value in found.items()})
 
-    def _spend(self, request: Request, bench: Bench, policy: Policy) -> tuple[Mechanism, dict[str, float]]:
+    def _spend(self, request: Request, bench: Bench, policy: Policy) -> tuple[Mechanism, Accounting]:
         """Write this round's spending in the ledger, then return the mechanism that it pays for, and its numbers."""
         job, privacy, plan = request.job, request.job.privacy, bench.plan
         spent = self.ledger.spent_by_run(job.data.collection, request.run)
@@ -234,19 +252,14 @@ class Site:
             run_limit=min(privacy.epsilon, policy.max_epsilon_per_run),
             life_limit=policy.max_epsilon_for_life,
         )
-        numbers = {
-            "privacy.epsilon": epsilon,
-            "privacy.delta": privacy.delta,
-            "privacy.noise_multiplier": noise,
-            "privacy.sample_rate": plan.sample_rate,
-        }
-        return Mechanism(noise_multiplier=noise, sample_rate=plan.sample_rate), numbers
+        accounting = Accounting(epsilon, privacy.delta, noise, plan.sample_rate)
+        return Mechanism(noise_multiplier=noise, sample_rate=plan.sample_rate), accounting
 
-    def _no(self, request: Request, status: str, reason: str) -> Answer:
+    def _no(self, request: Request, status: Status, reason: str) -> Answer:
         return Answer(
             site=self.name,
             job_digest=request.job.digest,
             number=request.number,
-            status="refused" if status == "refused" else "failed",
+            status=status,
             reason=reason,
         )

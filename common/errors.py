@@ -7,6 +7,7 @@
     |- DataError              exit 3   a folder, label file, catalog or collection
     |- LinkError              exit 4   the other side can't be reached or does not accept this side
     |- RefusedError           exit 5   the site's policy or ledger says no
+    |  `- WaitingError        exit 5   ... or not yet: a person must approve, or the hour is wrong
     |- UpdateError            exit 6   an update or a checkpoint that does not fit
     `- RunError               exit 7   a run that failed or can't go on
 
@@ -53,6 +54,10 @@ class RefusedError(WardroundError):
     """The site's policy or ledger says no."""
 
     exit_code = 5
+
+
+class WaitingError(RefusedError):
+    """The site says not yet: a person must approve, or the hour is wrong. Ask again later."""
 
 
 class UpdateError(WardroundError):

@@ -7,10 +7,9 @@ short text.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -19,77 +18,63 @@ from safetensors.numpy import load, save
 
 from common.errors import UpdateError
 from common.job import Job, job_from_json
+from common.release import Numbers, numbers_of
 
 Tensors = dict[str, np.ndarray]
 """A model's parameters and buffers by their names in the network's state dict."""
 
 MODEL, JOB, ROUND, UPDATE, METRICS, REPORT = "model", "job", "round", "update", "metrics", "report"
+WITNESS, HEAD, BASIS = "witness", "head", "basis"
 PACKED, SAFETENSORS = "tensors", "safetensors"
 MAX_TEXT = 2000
 MAX_EXAMPLES = 10**9
-
-METRIC_FIELDS = {
-    "train.loss": "mean loss over the round's training steps",
-    "train.seconds": "seconds spent in local training",
-    "train.steps": "optimizer steps taken in the round",
-    "train.images": "images in the site's training split",
-    "train.patients": "patients in the site's training split",
-    "privacy.epsilon": "epsilon spent by this run so far, as accounted",
-    "privacy.delta": "delta of that epsilon",
-    "privacy.noise_multiplier": "noise's standard deviation over the clip norm",
-    "privacy.sample_rate": "probability with which a unit is in a step",
-    "eval.images": "images evaluated",
-    "eval.patients": "patients evaluated",
-    "eval.loss": "mean loss",
-    "eval.auc": "area under the ROC curve (mean over labels)",
-    "eval.auc_low": "lower end of its 95 % interval",
-    "eval.auc_high": "upper end of its 95 % interval",
-    "eval.accuracy": "share of images whose label is right",
-    "eval.accuracy_low": "lower end of its 95 % interval",
-    "eval.accuracy_high": "upper end of its 95 % interval",
-    "eval.sensitivity": "share of positives found (mean over labels)",
-    "eval.sensitivity_low": "lower end of its 95 % interval",
-    "eval.sensitivity_high": "upper end of its 95 % interval",
-    "eval.specificity": "share of negatives found (mean over labels)",
-    "eval.specificity_low": "lower end of its 95 % interval",
-    "eval.specificity_high": "upper end of its 95 % interval",
-    "eval.seconds": "seconds spent in evaluation",
-}
-"""Every number that an answer may carry beside the tensors, with its meaning. A field not listed can't be encoded."""
+Kind = Literal["consent", "train", "evaluate"]
+Split = Literal["validation", "test"]
+Status = Literal["ok", "refused", "failed", "waiting"]
 
 
 @dataclass(frozen=True)
 class Request:
     """What the coordinator asks of a site.
 
-    `kind` "train": evaluate `model` on the validation split, then train one round from it. "evaluate": evaluate it on
-    `split` and send numbers only. `number` counts rounds from 1; `run` is the run's name in the coordinator's registry.
+    `kind` "consent": say whether this job may run here; there is no model yet. "train": evaluate `model` on the
+    validation split, then train one round from it. "evaluate": evaluate it on `split` and send numbers only. `number`
+    counts rounds from 1; `run` is the run's name in the coordinator's registry. `witness` is the newest signed head of
+    this site's audit log that the coordinator holds, as JSON: a log that does not hold it has been rolled back.
     """
 
-    kind: Literal["train", "evaluate"]
+    kind: Kind
     run: str
     number: int
     job: Job
     model: Tensors
-    split: Literal["validation", "test"] = "validation"
+    split: Split = "validation"
+    witness: str = ""
 
 
 @dataclass(frozen=True)
 class Answer:
     """What a site sends back: a refusal with its reason, or numbers and (after training) its parameters.
 
-    `examples` is the weight of the update: the number of images in the site's training split.
-    `metrics` holds only keys of `METRIC_FIELDS`.
+    `status` "waiting": nothing was done, because a person must approve or the hour is wrong; ask again. `examples` is
+    the weight of the update: the images in the site's training split, or, with privacy, its released count of units.
+    `head` is the signed head of the site's audit log with this answer recorded, as JSON.
     """
 
     site: str
     job_digest: str
     number: int
-    status: Literal["ok", "refused", "failed"]
+    status: Status
     reason: str = ""
     examples: int = 0
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    numbers: Numbers = field(default_factory=Numbers)
     tensors: Tensors | None = None
+    head: str = ""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The numbers by their names in `METRIC_FIELDS`."""
+        return self.numbers.flat()
 
 
 def encode_tensors(tensors: Mapping[str, np.ndarray]) -> ArrayRecord:
@@ -126,6 +111,7 @@ def encode_request(request: Request) -> RecordDict:
             ROUND: ConfigRecord(
                 {"kind": request.kind, "run": request.run, "number": request.number, "split": request.split}
             ),
+            WITNESS: ConfigRecord({"head": request.witness}),
         }
     )
 
@@ -139,30 +125,30 @@ def decode_request(content: RecordDict) -> Request:
         kind, split = str(where["kind"]), str(where["split"])
         number = where["number"]
         run, digest = str(where["run"]), job_record["digest"]
+        witness = str(content.config_records[WITNESS]["head"])
     except KeyError as error:
         raise UpdateError(f"the coordinator's message lacks {error}: is it of the same Ward Round version?") from error
-    if kind not in ("train", "evaluate") or split not in ("validation", "test") or not isinstance(number, int):
+    if kind not in get_args(Kind) or split not in get_args(Split) or not isinstance(number, int):
         raise UpdateError(f'the coordinator\'s message asks for "{kind}" on "{split}", which this site does not know')
     if digest != job.digest:
         raise UpdateError("the job's digest is not that of its text: is it of the same Ward Round version?")
     return Request(
-        kind=cast(Literal["train", "evaluate"], kind),
-        split=cast(Literal["validation", "test"], split),
+        kind=cast(Kind, kind),
+        split=cast(Split, split),
         run=run,
         number=number,
         job=job,
         model=decode_tensors(model, "the coordinator's model"),
+        witness=witness[:MAX_TEXT],
     )
 
 
 def encode_answer(answer: Answer) -> RecordDict:
-    """Encode an answer. Raises UpdateError for a metric that is not on the allow-list: it can't leave."""
-    unlisted = sorted(set(answer.metrics) - set(METRIC_FIELDS))
-    if unlisted:
-        raise UpdateError(f"metrics not on the allow-list of releases: {', '.join(unlisted)}")
+    """Encode an answer. `Numbers` has a field for all that may leave, and nothing else is taken from the answer."""
     content = RecordDict(
         {
-            METRICS: MetricRecord({name: float(value) for name, value in answer.metrics.items()}),
+            METRICS: MetricRecord(dict(answer.numbers.flat())),
+            BASIS: ConfigRecord(dict(answer.numbers.bases())),
             REPORT: ConfigRecord(
                 {
                     "site": answer.site,
@@ -180,35 +166,36 @@ def encode_answer(answer: Answer) -> RecordDict:
     return content
 
 
+def attach_head(content: RecordDict, head: str) -> None:
+    """Attach the audit log's head to an encoded answer: it is known only once the answer is recorded."""
+    content[HEAD] = ConfigRecord({"head": head})
+
+
 def decode_answer(content: RecordDict) -> Answer:
     """Decode an answer and check all that needs no knowledge of the run. Raises UpdateError with the reason."""
     try:
         report, metrics = content.config_records[REPORT], content.metric_records[METRICS]
         site, status, reason = str(report["site"]), str(report["status"]), str(report["reason"])
         number, examples, digest = report["number"], report["examples"], str(report["job"])
+        bases = content.config_records[BASIS]
     except KeyError as error:
         raise UpdateError(f"the answer lacks {error}") from error
-    if status not in ("ok", "refused", "failed"):
-        raise UpdateError(f'the answer\'s status is "{status[:40]}", which is none of ok, refused, failed')
+    if status not in get_args(Status):
+        raise UpdateError(f'the answer\'s status is "{status[:40]}", which is none of {", ".join(get_args(Status))}')
     if not isinstance(number, int) or not isinstance(examples, int) or not 0 <= examples <= MAX_EXAMPLES:
         raise UpdateError(f"the answer's count of examples, {examples!r}, is not between 0 and {MAX_EXAMPLES}")
-    values: dict[str, float] = {}
-    for name, value in metrics.items():
-        if name not in METRIC_FIELDS:
-            raise UpdateError(f'the answer has a metric "{name[:60]}" that is not on the allow-list')
-        if not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise UpdateError(f'the answer\'s metric "{name}" is not a finite number')
-        values[name] = float(value)
+    head = str(content.config_records[HEAD].get("head", ""))[:MAX_TEXT] if HEAD in content.config_records else ""
     tensors = decode_tensors(content.array_records[UPDATE], f"site {site}") if UPDATE in content else None
     return Answer(
         site=site,
         job_digest=digest,
         number=number,
-        status=cast(Literal["ok", "refused", "failed"], status),
+        status=cast(Status, status),
         reason=reason[:MAX_TEXT],
         examples=examples,
-        metrics=values,
+        numbers=numbers_of(metrics, bases),
         tensors=tensors,
+        head=head,
     )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from common.errors import JobError
-from common.update import METRIC_FIELDS
+from common.release import METRIC_FIELDS
 from server.records import Kept, SiteRound, weighted_mean
 
 LOWER_IS_BETTER = frozenset({"loss"})
@@ -20,10 +21,8 @@ class Criterion:
     name: str
 
     def score(self, sites: list[SiteRound]) -> float | None:
-        """Return the mean of the sites' metric, weighted by images evaluated; None when no site gave it."""
-        return weighted_mean(
-            (site.metrics.get(f"eval.{self.name}"), site.metrics.get("eval.images", 0.0)) for site in sites
-        )
+        """Return the mean of the sites' metric, weighted by cases evaluated; None when no site gave it."""
+        return weighted_mean((site.metrics.get(f"eval.{self.name}"), evaluated_cases(site.metrics)) for site in sites)
 
     def better(self, score: float | None, than: Kept | None) -> bool:
         """Whether `score` beats the best so far. The earlier model wins a tie."""
@@ -32,6 +31,11 @@ class Criterion:
         if than is None or than.score is None:
             return True
         return score < than.score if self.name in LOWER_IS_BETTER else score > than.score
+
+
+def evaluated_cases(metrics: Mapping[str, float]) -> float:
+    """Return the images evaluated, or, where only their noised count left, the patients."""
+    return metrics.get("eval.images", metrics.get("eval.patients", 0.0))
 
 
 def build_criterion(name: str) -> Criterion:

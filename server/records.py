@@ -14,6 +14,7 @@ SiteStatus = Literal[
     "trained",  # its update was good, but the round had no quorum
     "evaluated",  # it sent metrics, as asked
     "refused",  # it said no; it is not asked again in this run
+    "waiting",  # it said not yet: a person must approve there, or the hour is wrong
     "rejected",  # what it sent was not usable
     "failed",  # it said that it could not
     "late",  # it was there, but no answer came before the round closed

@@ -40,9 +40,10 @@ def check_update(answer: Answer, model: Tensors, known: int | None) -> Tensors:
         raise UpdateError(f"{site}: the answer has no update")
     if not 1 <= count <= MAX_WEIGHT:
         raise UpdateError(f"{site}: a count of {count} examples is not between 1 and {MAX_WEIGHT}")
-    images = answer.metrics.get("train.images", count)
-    if images != count:
-        raise UpdateError(f"{site}: the count of examples is {count}, but its metrics say {images:g} images")
+    metrics = answer.metrics
+    stated = metrics.get("train.images", metrics.get("train.patients", count))
+    if stated != count:
+        raise UpdateError(f"{site}: the count of examples is {count}, but its metrics say {stated:g}")
     if known is not None and abs(count - known) > max(JUMP * known, JUMP_FLOOR):
         raise UpdateError(f"{site}: the count of examples jumped from {known} to {count}")
     check_tensors(answer.tensors, model, site)

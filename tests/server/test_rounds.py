@@ -9,9 +9,10 @@ from collections import deque
 
 import numpy as np
 import pytest
-from playground import HonestSite, PlaygroundGrid, job_of, model_of
+from playground import HonestSite, PlaygroundGrid, exact, job_of, model_of
 
 from common.errors import JobError, RunError
+from common.release import Numbers
 from common.update import Answer, Tensors
 from server.exchange import Stopped
 from server.records import Kept, RoundRecord
@@ -109,8 +110,8 @@ def bad(**changes):
         (bad(tensors={"z.weight": np.zeros((2, 3), np.float32), "a.bias": np.zeros(2, np.float32)}), "shape"),
         (bad(tensors={"z.weight": np.zeros((3, 2)), "a.bias": np.zeros(2, np.float32)}), "dtype float64"),
         (bad(tensors=None), "no update"),
-        (bad(examples=0, metrics={}), "a count of 0"),
-        (bad(examples=10**9, metrics={}), "a count of 1000000000"),
+        (bad(examples=0, numbers=Numbers()), "a count of 0"),
+        (bad(examples=10**9, numbers=Numbers()), "a count of 1000000000"),
         (bad(examples=5), "its metrics say 700"),
         (bad(site="north"), 'bears the name "north"'),
         (bad(number=7), "for round 7"),
@@ -274,10 +275,12 @@ def test_when_loss_is_the_criterion_the_lowest_is_the_best(federation):
         honest = HonestSite(site.name, site.examples)
         federation[site.name] = lambda request, honest=honest: dataclasses.replace(
             honest(request),
-            metrics={
-                "eval.loss": losses.get(request.number, 0.9) if request.kind == "train" else 0.5,
-                "eval.images": 9.0,
-            },
+            numbers=exact(
+                {
+                    "eval.loss": losses.get(request.number, 0.9) if request.kind == "train" else 0.5,
+                    "eval.images": 9.0,
+                }
+            ),
         )
     book = run(job_of(aggregation='rounds = 3\ncriterion = "loss"'), PlaygroundGrid(federation))
     assert book.kept.round == 2
@@ -285,7 +288,7 @@ def test_when_loss_is_the_criterion_the_lowest_is_the_best(federation):
 
 def test_where_no_site_sends_metrics_the_last_model_is_kept(federation):
     for name, site in list(federation.items()):
-        federation[name] = lambda request, site=site: dataclasses.replace(site(request), metrics={})
+        federation[name] = lambda request, site=site: dataclasses.replace(site(request), numbers=Numbers())
     book = run(job_of(), PlaygroundGrid(federation))
     assert book.kept == Kept(3, None)
 
