@@ -20,6 +20,17 @@ from torch.nn import functional
 
 from common.errors import DataError
 from common.job import TaskSection
+from common.tasks.histogram import (
+    Estimate,
+    accuracy,
+    auc,
+    estimate,
+    histogram,
+    patient_weights,
+    sensitivity,
+    specificity,
+)
+from common.tasks.task import Tally
 
 Z95 = float(norm.ppf(0.975))
 EDGE = 1e-9
@@ -67,11 +78,10 @@ class Classification:
         """
         if not np.isfinite(scores).all():
             return {}
-        truth = targets > 0.5 if self.multilabel else np.eye(self.outputs, dtype=bool)[targets]
+        truth = self._truth(targets)
         called = scores > 0.5 if self.multilabel else np.eye(self.outputs, dtype=bool)[scores.argmax(axis=1)]
         right = called == truth if self.multilabel else (called & truth).any(axis=1)
-        judged = [1] if self.outputs == 2 and not self.multilabel else range(self.outputs)
-        columns = [(truth[:, k], called[:, k], scores[:, k]) for k in judged]
+        columns = [(truth[:, k], called[:, k], scores[:, k]) for k in self._judged]
         return {
             **_mean([_auc(true, score) for true, _, score in columns], "auc"),
             **_mean([_proportion(int(right.sum()), right.size)], "accuracy"),
@@ -84,9 +94,41 @@ class Classification:
             ),
         }
 
+    def tally(self, scores: np.ndarray, targets: np.ndarray, patients: np.ndarray) -> Tally:
+        """Return a histogram of scores by truth for each judged label: (judged, 2, BINS).
 
-Estimate = tuple[float, float, float]
-"""A value with the ends of its 95 % interval."""
+        A patient's weight is 1 in each label's histogram, so the sensitivity is the root of their number. A score that
+        is not a number counts as 0.
+        """
+        truth, weight = self._truth(targets), patient_weights(patients)
+        known = np.nan_to_num(scores, nan=0.0)
+        values = np.stack([histogram(truth[:, k], known[:, k], weight) for k in self._judged])
+        return Tally(values, math.sqrt(len(values)))
+
+    def metrics_of(self, tally: Tally) -> dict[str, float]:
+        """Return auc, sensitivity, specificity with intervals, and the weight of all patients as `patients`.
+
+        Accuracy too where there are two classes; with more, a histogram does not say which one was called.
+        """
+        named = {"auc": auc, "sensitivity": sensitivity, "specificity": specificity}
+        if self._two_classes:
+            named |= {"accuracy": accuracy}
+        found = {"patients": max(0.0, round(float(tally.values.sum(axis=(1, 2)).mean())))}
+        for name, of in named.items():
+            found |= _mean([estimate(of, bins, tally.deviation) for bins in tally.values], name)
+        return found
+
+    @property
+    def _two_classes(self) -> bool:
+        return self.outputs == 2 and not self.multilabel
+
+    @property
+    def _judged(self) -> Sequence[int]:
+        return [1] if self._two_classes else range(self.outputs)
+
+    def _truth(self, targets: np.ndarray) -> np.ndarray:
+        """Whether each label is true of each image: (N, K) bool."""
+        return targets > 0.5 if self.multilabel else np.eye(self.outputs, dtype=bool)[targets]
 
 
 def _auc(truth: np.ndarray, score: np.ndarray) -> Estimate | None:
