@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from client.dataset import CaseSet
 from client.privacy.choice import Workload, choose_engine, named_engine
-from client.privacy.clipping import ENGINES, Gradients, Sample, trainable
-from client.privacy.noise import make_noise
-from client.privacy.sampling import PoissonSampler, sampling_rate, units_of
+from client.privacy.clipping import ENGINES, Engine, trainable
+from client.privacy.dpsgd import Mechanism as Mechanism
+from client.privacy.dpsgd import Parts, private_gradient, usual_parts
+from client.privacy.sampling import sampling_rate, units_of
 from common.errors import JobError, UsageError
 from common.job import Job
 from common.tasks.task import Task
@@ -40,14 +41,6 @@ class Plan:
     steps_per_round: int
     sample_rate: float
     units: int
-
-
-@dataclass(frozen=True)
-class Mechanism:
-    """The noise that was paid for: its multiplier, and the sampling rate that it was accounted with."""
-
-    noise_multiplier: float
-    sample_rate: float
 
 
 @dataclass(frozen=True)
@@ -95,12 +88,14 @@ def train_round(
     mechanism: Mechanism | None,
     anchor: Mapping[str, np.ndarray],
     device: torch.device,
+    change_parts: Callable[[Parts], Parts] | None = None,
 ) -> LocalResult:
     """Train `network` in place for one round, from the weights it has.
 
     `anchor` is the global model, towards which FedProx pulls. The optimizer starts fresh each round: its state would
     belong to another model. With a `mechanism` this is DP-SGD, and the pull enters after clipping and noise: it depends
-    on no record (Li et al., MLSys 2020, for the term).
+    on no record (Li et al., MLSys 2020, for the term). `change_parts` is for audits: it may put a broken part in place
+    of a right one, or one that watches.
     """
     started = time.perf_counter()
     network.train()
@@ -114,7 +109,8 @@ def train_round(
             losses = [trainer.step(batch) for batch in _batches(len(cases.labels), plan.steps_per_round, job, seed)]
     else:
         with _only_parameters_change(network):
-            losses = trainer.private_steps(plan.steps_per_round, mechanism)
+            parts = trainer.parts(mechanism)
+            losses = trainer.private_steps(plan.steps_per_round, change_parts(parts) if change_parts else parts)
     return LocalResult(len(losses), float(np.mean(losses)), time.perf_counter() - started)
 
 
@@ -171,51 +167,38 @@ class _Trainer:
         self.scaler.update()
         return float(loss.detach())
 
-    def private_steps(self, count: int, mechanism: Mechanism) -> list[float]:
-        """Take `count` steps of DP-SGD; return their mean losses, which are private and must not leave as they are."""
+    def parts(self, mechanism: Mechanism) -> Parts:
+        """Return what this job's steps of DP-SGD are made of."""
         privacy = self.job.privacy
         units = units_of(self.cases.patients, privacy.unit)
-        sampler = PoissonSampler(units, mechanism.sample_rate, privacy.max_images_per_patient)
-        noise = make_noise(self.device, secure=privacy.secure_noise)
-        expected, deviation = mechanism.sample_rate * len(units), mechanism.noise_multiplier * privacy.clip_norm
+        return usual_parts(privacy, units, mechanism, self._engine(), self.device)
+
+    def private_steps(self, count: int, parts: Parts) -> list[float]:
+        """Take `count` steps of DP-SGD; return their mean losses, which are private and must not leave as they are."""
         random = torch.Generator().manual_seed(int.from_bytes(os.urandom(8), "big") >> 1)
         losses = []
         for _ in range(count):
-            chosen = sampler.draw()
-            total, loss = self._clipped_sum(chosen, random)
-            for parameter, gradient in zip(trainable(self.network), total, strict=True):
-                parameter.grad = (gradient + noise.like(gradient, deviation)) / expected
+            gradients, loss = private_gradient(
+                self.network, self.task.loss, lambda rows: self._load(rows, random), parts
+            )
+            for parameter, gradient in zip(trainable(self.network), gradients, strict=True):
+                parameter.grad = gradient
             self._before_step()
             self.optimizer.step()
-            losses.append(loss / max(1, len(chosen)))
+            losses.append(loss)
         return losses
 
-    def _clipped_sum(self, chosen: Sequence[np.ndarray], random: torch.Generator) -> tuple[Gradients, float]:
-        """The sum of the units' clipped gradients, made a physical batch at a time; a unit is never split by a clip."""
-        total, losses = [torch.zeros_like(parameter) for parameter in trainable(self.network)], 0.0
-        limit = self.job.privacy.physical_batch
-        for part in _parts(chosen, limit):
-            images, targets = self._load(np.concatenate(part), random)
-            sample = Sample(images, targets, tuple(len(rows) for rows in part), at_once=limit)
-            # Only the plain engine can take a unit that is larger than the batch in pieces.
-            engine = ENGINES[self._engine() if len(images) <= limit else "plain"]
-            gradients, loss = engine(self.network, self.task.loss, sample, self.job.privacy.clip_norm)
-            for into, gradient in zip(total, gradients, strict=True):
-                into.add_(gradient)
-            losses += loss
-        return total, losses
-
-    def _engine(self) -> str:
+    def _engine(self) -> Engine:
         privacy, images = self.job.privacy, len(self.cases.labels)
         if privacy.engine != "auto":
-            return privacy.engine
+            return ENGINES[privacy.engine]
         usual = 1 if privacy.unit == "image" else math.ceil(images / self.cases.patient_count)
         usual = min(usual, privacy.max_images_per_patient)
         key = (self.job.digest, str(self.device), usual)
         if key not in _ENGINE_CHOICES:
             work = Workload(self.cases.images.shape[1:], self.job.task.labels, usual, privacy.physical_batch)
             _ENGINE_CHOICES[key] = choose_engine(self.network, self.task, work)
-        return _ENGINE_CHOICES[key]
+        return ENGINES[_ENGINE_CHOICES[key]]
 
     def _before_step(self) -> None:
         """What depends on no record: FedProx's pull, and decoupled weight decay (AdamW brings its own)."""
@@ -290,18 +273,6 @@ def _batches(images: int, steps: int, job: Job, seed: int) -> Iterator[tuple[np.
                 return
             taken += 1
             yield np.sort(order[start : start + job.training.batch_size]), random
-
-
-def _parts(units: Sequence[np.ndarray], limit: int) -> Iterator[list[np.ndarray]]:
-    """Pack whole units into parts of at most `limit` images (one unit alone may have more)."""
-    part: list[np.ndarray] = []
-    for rows in units:
-        if part and sum(map(len, part)) + len(rows) > limit:
-            yield part
-            part = []
-        part.append(rows)
-    if part:
-        yield part
 
 
 def _augmented(images: Tensor, random: torch.Generator) -> Tensor:
