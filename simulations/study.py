@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -57,11 +58,15 @@ class Images:
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train: its name, the sites that take part, and the job's tables that differ (TOML text)."""
+    """One way to train: its name, the sites that take part, the job's tables that differ (TOML text), the model kept.
+
+    "best" is that of the round with the best validation metric; "last" makes no use of a validation split.
+    """
 
     name: str
     sites: tuple[str, ...]
     tables: str
+    kept: Literal["best", "last"] = "best"
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ def run_arm(federation: LocalFederation, arm: Arm, *, seed: int) -> Outcome:
     sites = {site: Site.open(federation.site_kit(site), "cpu") for site in arm.sites}
     name = run_in_process(registry, job, sites)
     detail = registry.run_detail(name)
-    kept = min(detail.models, key=lambda model: model.kind)  # "best" before "last"
+    kept = min(detail.models, key=lambda model: model.kind != arm.kept)
     metrics = judge(federation, job, read_model(registry.folder / kept.path, kept.sha256))
     spent = [row.metrics["privacy.epsilon"] for record in detail.rounds for row in record.sites
              if "privacy.epsilon" in row.metrics]  # fmt: skip
