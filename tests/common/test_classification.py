@@ -10,8 +10,8 @@ from sklearn.metrics import accuracy_score, recall_score, roc_auc_score
 
 from common.errors import DataError, JobError
 from common.job import TaskSection
-from common.tasks.registry import TASKS, build_task
 from common.release import METRIC_FIELDS
+from common.tasks.registry import TASKS, build_task
 
 BINARY = build_task(TaskSection(labels=("normal", "pneumonia")))
 SEVERAL = build_task(TaskSection(labels=("a", "b", "c")))

@@ -1,4 +1,4 @@
-"""Metrics from noised histograms: no patient moves them by more than is paid for, and they agree with the exact ones."""
+"""Metrics from noised histograms: no patient moves them by more than is paid for; they agree with the exact ones."""
 
 import numpy as np
 import pytest

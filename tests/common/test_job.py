@@ -84,6 +84,7 @@ def test_every_valid_job_survives_the_wire_with_its_digest(rounds, rate, epsilon
         ('[training]\noptimizer = "adam"', 10, "'sgd' or 'adamw'"),
         ("[privacy]\nepsilon = -1", 10, "whole run's epsilon"),
         ("[aggregation]\nmin_sites = 3", None, "names only 2 sites"),
+        ("[privacy]\naugmentations = 4", None, "all views are the same"),
     ],
 )
 def test_a_wrong_key_type_or_range_is_named_with_its_line_and_meaning(tmp_path, wrong, line, expected):

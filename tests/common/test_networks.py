@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from common.errors import JobError, UpdateError
-from common.job import parse_job
+from common.job import DataSection, parse_job
 from common.networks import NETWORKS, build_network, initial_model, load_tensors, tensors_of
+from common.standardisation import StandardisedConv2d, StandardisedConv3d
 
 CASES = [(name, size) for name in NETWORKS for size in ("[32, 32]", "[32, 32, 32]")]
 
@@ -101,3 +102,27 @@ def test_no_network_has_a_layer_that_changes_its_input_in_place():
 def test_a_parameter_of_the_job_reaches_the_network():
     wide, usual = initial_model(job(extra="[network.parameters]\nwidth = 64")), initial_model(job())
     assert sum(tensor.size for tensor in wide.values()) > 3 * sum(tensor.size for tensor in usual.values())
+
+
+@pytest.mark.parametrize("name", ["small-cnn", "resnet18"])
+@pytest.mark.parametrize("size", ["[32, 32]", "[16, 16, 16]"])
+def test_with_weight_standardisation_a_filters_scale_and_mean_have_no_effect(name, size):
+    wanted = job(name, size, "[network.parameters]\nweight_standardisation = true")
+    network, images = build_network(wanted, 2).eval(), torch.rand(2, 1, *wanted.data.size)
+    with torch.inference_mode():
+        before = network(images)
+        for layer in network.modules():
+            if isinstance(layer, StandardisedConv2d | StandardisedConv3d):
+                layer.weight.mul_(3).add_(0.7)
+        assert torch.allclose(network(images), before, atol=1e-3)
+        other = build_network(job(name, size), 2).eval()
+        assert set(tensors_of(other)) == set(tensors_of(network))  # the same parameters, seen otherwise
+        assert not torch.allclose(other(images), before, atol=1e-3)
+
+
+def test_images_on_a_standard_scale_have_about_zero_mean_and_unit_scale_by_public_constants():
+    wanted, seen = job(extra="").model_copy(update={"data": DataSection(collection="c", scale="standard")}), []
+    network = build_network(wanted, 2)
+    network.network[0].register_forward_pre_hook(lambda _, images: seen.append(images[0]))
+    network(torch.tensor([0.0, 0.5, 1.0]).repeat(1, 1, 64, 22)[..., :64])
+    assert seen[0].unique().tolist() == [-2.0, 0.0, 2.0]
