@@ -61,8 +61,11 @@ def pick_device(wanted: str) -> torch.device:
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def plan_steps(job: Job, cases: CaseSet) -> Plan:
+def plan_steps(job: Job, cases: CaseSet, released_units: int | None = None) -> Plan:
     """Return the plan of a round: `local_epochs` passes over the images, or, with DP, over the units as expected.
+
+    `released_units` is the count of units that has left, noised or declared: with it nothing in the plan depends on the
+    data itself. Without it the true number is taken, which is for what stays in the hospital.
 
     Raises JobError for an engine that there is not.
     """
@@ -72,7 +75,7 @@ def plan_steps(job: Job, cases: CaseSet) -> Plan:
         return Plan(steps, min(1.0, job.training.batch_size / images), images)
     if job.privacy.engine != "auto":
         named_engine(job.privacy.engine)  # here, before any privacy is spent
-    count = len(units_of(cases.patients, job.privacy.unit))
+    count = released_units or len(units_of(cases.patients, job.privacy.unit))
     rate = sampling_rate(job.training.batch_size, count)
     return Plan(max(1, round(job.training.local_epochs / rate)), rate, count)
 
@@ -88,6 +91,7 @@ def train_round(
     mechanism: Mechanism | None,
     anchor: Mapping[str, np.ndarray],
     device: torch.device,
+    plan: Plan | None = None,
     change_parts: Callable[[Parts], Parts] | None = None,
 ) -> LocalResult:
     """Train `network` in place for one round, from the weights it has.
@@ -101,7 +105,7 @@ def train_round(
     network.train()
     optimizer = _optimizer(network, job)
     pull = _Pull(network, anchor, job.aggregation.proximal_mu, device)
-    plan = plan_steps(job, cases)
+    plan = plan or plan_steps(job, cases)
     trainer = _Trainer(network, cases, targets, task, job, optimizer, pull, device)
     if mechanism is None:
         seed = (job.seed * 1_000_003 + round_number) % 2**63
@@ -109,7 +113,7 @@ def train_round(
             losses = [trainer.step(batch) for batch in _batches(len(cases.labels), plan.steps_per_round, job, seed)]
     else:
         with _only_parameters_change(network):
-            parts = trainer.parts(mechanism)
+            parts = trainer.parts(mechanism, plan)
             losses = trainer.private_steps(plan.steps_per_round, change_parts(parts) if change_parts else parts)
     return LocalResult(len(losses), float(np.mean(losses)), time.perf_counter() - started)
 
@@ -167,11 +171,11 @@ class _Trainer:
         self.scaler.update()
         return float(loss.detach())
 
-    def parts(self, mechanism: Mechanism) -> Parts:
+    def parts(self, mechanism: Mechanism, plan: Plan) -> Parts:
         """Return what this job's steps of DP-SGD are made of."""
         privacy = self.job.privacy
         units = units_of(self.cases.patients, privacy.unit)
-        return usual_parts(privacy, units, mechanism, self._engine(), self.device)
+        return usual_parts(privacy, units, mechanism, plan.units, self._engine(), self.device)
 
     def private_steps(self, count: int, parts: Parts) -> list[float]:
         """Take `count` steps of DP-SGD; return their mean losses, which are private and must not leave as they are."""
@@ -193,7 +197,7 @@ class _Trainer:
         if privacy.engine != "auto":
             return ENGINES[privacy.engine]
         usual = 1 if privacy.unit == "image" else math.ceil(images / self.cases.patient_count)
-        usual = min(usual, privacy.max_images_per_patient)
+        usual = min(usual, privacy.max_images_per_patient) * privacy.augmentations
         key = (self.job.digest, str(self.device), usual)
         if key not in _ENGINE_CHOICES:
             work = Workload(self.cases.images.shape[1:], self.job.task.labels, usual, privacy.physical_batch)

@@ -58,6 +58,9 @@ class DataSection(Section):
     )
     channels: Literal[1, 3] = Field(1, description="1 for grey, 3 for colour")
     augment: Literal["none", "light"] = Field("none", description='"light": small shifts and, for images, flips')
+    scale: Literal["unit", "standard"] = Field(
+        "unit", description='intensities as the network sees them: "unit" in [0, 1], "standard" (x - 0.5) / 0.25'
+    )
 
 
 class NetworkSection(Section):
@@ -116,6 +119,12 @@ class PrivacySection(Section):
     delta: float = Field(1e-5, gt=0, lt=0.1, description="the whole run's delta")
     clip_norm: float = Field(1.0, gt=0, description="largest L2 norm of one unit's gradient")
     max_images_per_patient: int = Field(16, ge=1, description="a patient's images used in one step, at most")
+    augmentations: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="views of each image in its unit's gradient, each augmented anew; they are clipped together, once",
+    )
     engine: Name = Field(
         "auto",
         description='how clipped gradients are made: "plain", "vmap", "hooks", or "auto": the fastest that is right',
@@ -148,6 +157,12 @@ class Job(Section):
             raise ValueError(
                 f"aggregation.min_sites is {self.aggregation.min_sites}, but the job names only {len(self.sites)} sites"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _views_of_an_image_differ(self) -> Job:
+        if self.privacy.augmentations > 1 and self.data.augment == "none":
+            raise ValueError('privacy.augmentations above 1 needs data.augment = "light": else all views are the same')
         return self
 
     @property

@@ -26,6 +26,7 @@ from torch import nn
 
 from common.errors import JobError
 from common.job import Job
+from common.standardisation import Standardised, standardise_weights
 from common.tasks.registry import build_task
 from common.update import Tensors, check_tensors
 
@@ -45,7 +46,9 @@ class Architecture:
     parameters: tuple[str, ...] = ()
 
 
-def small_cnn(dimensions: int, channels: int, outputs: int, *, width: int = 32) -> nn.Module:
+def small_cnn(
+    dimensions: int, channels: int, outputs: int, *, width: int = 32, weight_standardisation: bool = False
+) -> nn.Module:
     """Return three blocks of convolution, GroupNorm, ReLU and pooling, and a linear layer: about 25,000 parameters."""
     convolution = nn.Conv2d if dimensions == 2 else nn.Conv3d
     pool = nn.MaxPool2d if dimensions == 2 else nn.MaxPool3d
@@ -53,7 +56,8 @@ def small_cnn(dimensions: int, channels: int, outputs: int, *, width: int = 32) 
     layers: list[nn.Module] = []
     for inner, outer in ((channels, width // 2), (width // 2, width), (width, 2 * width)):
         layers += [convolution(inner, outer, 3, padding=1), _group_norm(outer), nn.ReLU(), pool(2)]
-    return nn.Sequential(*layers, mean(1), nn.Flatten(), nn.Linear(2 * width, outputs))
+    network = nn.Sequential(*layers, mean(1), nn.Flatten(), nn.Linear(2 * width, outputs))
+    return standardise_weights(network) if weight_standardisation else network
 
 
 def _monai(name: str, **fixed: object) -> Builder:
@@ -77,11 +81,12 @@ def _small_cnn(dimensions: int, channels: int, outputs: int, parameters: Paramet
 def _resnet18(dimensions: int, channels: int, outputs: int, parameters: Parameters) -> nn.Module:
     from monai.networks.nets.resnet import resnet18
 
-    settings: dict[str, Any] = dict(parameters)
+    settings: dict[str, Any] = {"weight_standardisation": False, **parameters}
+    standardise = settings.pop("weight_standardisation")
     network: nn.Module = resnet18(
         spatial_dims=dimensions, n_input_channels=channels, num_classes=outputs, pretrained=False, **settings
     )
-    return network
+    return standardise_weights(network) if standardise else network
 
 
 def _efficientnet_b0(dimensions: int, channels: int, outputs: int, _: Parameters) -> nn.Module:
@@ -94,12 +99,21 @@ def _efficientnet_b0(dimensions: int, channels: int, outputs: int, _: Parameters
 
 
 NETWORKS: dict[str, Architecture] = {
-    "small-cnn": Architecture(_small_cnn, ("width",)),
+    "small-cnn": Architecture(_small_cnn, ("width", "weight_standardisation")),
     "densenet121": Architecture(
         _monai("DenseNet121", pretrained=False), ("init_features", "growth_rate", "bn_size", "dropout_prob", "act")
     ),
     "resnet18": Architecture(
-        _resnet18, ("widen_factor", "conv1_t_size", "conv1_t_stride", "no_max_pool", "shortcut_type", "act")
+        _resnet18,
+        (
+            "widen_factor",
+            "conv1_t_size",
+            "conv1_t_stride",
+            "no_max_pool",
+            "shortcut_type",
+            "act",
+            "weight_standardisation",
+        ),
     ),
     "efficientnet-b0": Architecture(_efficientnet_b0),
 }
@@ -120,8 +134,13 @@ def build_network(job: Job, outputs: int) -> nn.Module:
     _check_shape(job, architecture, outputs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.seed)
-        network = architecture.build(len(job.data.size), job.data.channels, outputs, job.network.parameters)
-    return make_private_ready(network)
+        return _assembled(job, architecture, outputs)
+
+
+def _assembled(job: Job, architecture: Architecture, outputs: int) -> nn.Module:
+    network = architecture.build(len(job.data.size), job.data.channels, outputs, job.network.parameters)
+    made = make_private_ready(network)
+    return Standardised(made) if job.data.scale == "standard" else made
 
 
 def _architecture(name: str) -> Architecture:
@@ -145,9 +164,7 @@ def _check_shape(job: Job, architecture: Architecture, outputs: int) -> None:
     name, size = job.network.name, list(job.data.size)
     try:
         with torch.device("meta"):
-            network = make_private_ready(
-                architecture.build(len(size), job.data.channels, outputs, job.network.parameters)
-            )
+            network = _assembled(job, architecture, outputs)
     except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise JobError(f'"network.parameters": {name} can\'t be built with them: {_first_line(error)}') from error
     if sum(parameter.numel() for parameter in network.parameters()) > MAX_PARAMETERS:

@@ -79,9 +79,13 @@ class Parts:
 
 
 def usual_parts(
-    privacy: PrivacySection, units: Units, mechanism: Mechanism, engine: Engine, device: torch.device
+    privacy: PrivacySection, units: Units, mechanism: Mechanism, planned: int, engine: Engine, device: torch.device
 ) -> Parts:
-    """Return the parts that the job's privacy section asks for, with fresh randomness."""
+    """Return the parts that the job's privacy section asks for, with fresh randomness.
+
+    The noisy sum is divided by the units that a step of `planned` units would have: `planned` is public, the true
+    number is not.
+    """
     return Parts(
         sampler=PoissonSampler(units, mechanism.sample_rate, privacy.max_images_per_patient),
         engine=within_memory(engine),
@@ -89,8 +93,9 @@ def usual_parts(
         noise=make_noise(device, secure=privacy.secure_noise),
         clip_norm=privacy.clip_norm,
         noise_multiplier=mechanism.noise_multiplier,
-        expected_units=mechanism.sample_rate * len(units),
+        expected_units=mechanism.sample_rate * planned,
         physical_batch=privacy.physical_batch,
+        views=privacy.augmentations,
     )
 
 

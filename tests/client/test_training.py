@@ -271,7 +271,7 @@ def test_one_patient_more_moves_the_sum_of_a_step_by_at_most_the_clip_norm_howev
 
 
 def test_evaluation_changes_nothing_and_leaves_no_metric_that_may_not_leave():
-    from common.update import METRIC_FIELDS
+    from common.release import METRIC_FIELDS
 
     network, _, metrics = trained(job(), cases())
     assert set(metrics) <= set(METRIC_FIELDS)
