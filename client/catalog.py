@@ -203,6 +203,15 @@ class Catalog:
                 digest.update(json.dumps(row).encode() + b"\n")
         return digest.hexdigest()
 
+    def sharing(self, collection: str) -> tuple[str, ...]:
+        """Return the other collections that have, or ever had, a patient of this one, sorted."""
+        query = (
+            "SELECT DISTINCT other.collection FROM patients JOIN patients AS other USING (patient)"
+            " WHERE patients.collection = ? AND other.collection != patients.collection ORDER BY 1"
+        )
+        with self._reading() as connection:
+            return tuple(name for (name,) in connection.execute(query, (collection,)))
+
     def summary(self, collection: str) -> Summary:
         """Return a collection's counts."""
         self._require(collection)

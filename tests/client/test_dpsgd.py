@@ -36,7 +36,8 @@ def load(rows):
 
 def parts(sigma=0.0, rate=1.0, engine=plain, units=PATIENTS, **privacy):
     section = PrivacySection(mechanism="dp-sgd", **privacy)
-    return usual_parts(section, units_of(units, section.unit), Mechanism(sigma, rate), engine, CPU)
+    grouped = units_of(units, section.unit)
+    return usual_parts(section, grouped, Mechanism(sigma, rate), len(grouped), engine, CPU)
 
 
 class Ones:
