@@ -76,9 +76,11 @@ def true_sum(model, units, clip):
 @pytest.mark.parametrize("name", list(NETWORKS))
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (3, 1, 2)], ids=["images", "patients"])
 def test_plain_is_the_true_clipped_sum_on_every_network_and_a_wrong_engine_is_never_chosen(name, sizes):
-    model, units = network(name).double().eval(), sample(sizes)
-    truth = true_sum(model, units, 0.5)
+    model, units = network(name).double().train(), sample(sizes)
     exact = Sample(units.images.double(), units.targets, units.sizes)
+    if disagreement(plain(model, loss, exact, 0.5)[0], plain(model, loss, exact, 0.5)[0]) > 0:
+        model.eval()  # in training mode this network draws random numbers, and no two passes are alike
+    truth = true_sum(model, units, 0.5)
     assert disagreement(plain(model, loss, exact, 0.5)[0], truth) < 1e-9
     wrong = set()
     for other in ("hooks", "vmap"):

@@ -97,11 +97,11 @@ def test_it_learns_without_privacy(augment):
 @pytest.mark.parametrize("engine", ["plain", "vmap", "hooks"])
 @pytest.mark.parametrize("unit", ["patient", "image"])
 def test_it_learns_with_privacy_whatever_the_engine_and_the_unit(engine, unit):
-    a_job, data = job(mechanism="dp-sgd", engine=engine, unit=unit, rate=0.5, epochs=3), cases(150)
+    a_job, data = job(mechanism="dp-sgd", engine=engine, unit=unit, rate=0.15, epochs=3), cases(150)
     plan = plan_steps(a_job, data)
     noise = noise_for(8.0, 1e-5, plan.sample_rate, plan.steps_per_round * 5)
     _, _, metrics = trained(a_job, data, rounds=5, mechanism=Mechanism(noise, plan.sample_rate))
-    assert metrics["eval.auc"] > 0.85  # of 16 runs the worst had 0.967
+    assert metrics["eval.auc"] > 0.85  # of 20 runs all had 1.000; at a rate of 0.5 two of 40 diverged
 
 
 def test_it_learns_with_privacy_and_cryptographic_noise_and_adamw():
