@@ -10,7 +10,7 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from common.errors import RefusedError
-from common.privacy import Spending, epsilon_of, noise_for
+from common.privacy import Spending, epsilon_of, noise_for, rdp_epsilon_of
 
 noises, rates, counts = st.floats(0.6, 8.0), st.floats(0.005, 0.5), st.integers(1, 400)
 
@@ -115,3 +115,15 @@ def test_nothing_spent_costs_nothing_and_no_noise_costs_everything():
     assert epsilon_of([], 1e-5) == 0.0
     assert epsilon_of([Spending(1.0, 0.1, 0)], 1e-5) == 0.0
     assert epsilon_of([Spending(0.0, 0.1, 1)], 1e-5) == math.inf
+
+
+def test_the_known_value_of_both_accountants():
+    steps = [Spending(1.1, 0.02, 5000)]
+    assert epsilon_of(steps, 1e-5) == pytest.approx(7.86, abs=0.01)
+    assert rdp_epsilon_of(steps, 1e-5) == pytest.approx(8.51, abs=0.01)
+
+
+@settings(max_examples=10, deadline=None)
+@given(parts=st.lists(st.builds(Spending, noises, rates, st.integers(1, 50)), min_size=1, max_size=3))
+def test_the_older_accountant_never_states_less_for_any_mixture_of_runs(parts):
+    assert rdp_epsilon_of(parts, 1e-5) >= epsilon_of(parts, 1e-5) - 1e-6
