@@ -1,0 +1,1 @@
+"""Attacks on the training itself: what an attacker can learn, measured, beside what the accounting claims."""
