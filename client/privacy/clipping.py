@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -25,6 +25,8 @@ from torch import Tensor, nn
 Gradients = list[Tensor]
 """One tensor a trainable parameter, in the order of `nn.Module.parameters()`."""
 Loss = Callable[[Tensor, Tensor], Tensor]
+PIECE = 4096
+"""Numbers whose squares are added up in their own type."""
 
 
 @dataclass(frozen=True)
@@ -49,31 +51,49 @@ class Engine(Protocol):
 
 def plain(network: nn.Module, loss: Loss, sample: Sample, clip_norm: float) -> tuple[Gradients, float]:
     """One ordinary backward pass a unit, clipped and accumulated: right for every network, the truth for the others."""
-    parameters = trainable(network)
-    total, losses, start = [torch.zeros_like(parameter) for parameter in parameters], 0.0, 0
+    total, losses, start = [torch.zeros_like(parameter) for parameter in trainable(network)], 0.0, 0
     for size in sample.sizes:
         gradients, value = _of_one_unit(network, loss, sample, slice(start, start + size))
         start += size
-        lengths = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients]
-        factor = clip_factors(torch.linalg.vector_norm(torch.stack(lengths)), clip_norm)
-        if float(factor) > 0:
-            for into, gradient in zip(total, gradients, strict=True):
-                into.add_(gradient * factor)
+        reached = [(into, gradient) for into, gradient in zip(total, gradients, strict=True) if gradient is not None]
+        found = [gradient for _, gradient in reached]
+        factor = float(clip_factors(length(found), clip_norm))
+        if factor > 0:
+            torch._foreach_add_([into for into, _ in reached], found, alpha=factor)
         losses += value if math.isfinite(value) else 0.0
     return total, losses
 
 
-def _of_one_unit(network: nn.Module, loss: Loss, sample: Sample, rows: slice) -> tuple[Gradients, float]:
-    """The gradient of the mean loss over a unit's rows, unclipped, and that loss; `at_once` rows at a time."""
+def _of_one_unit(network: nn.Module, loss: Loss, sample: Sample, rows: slice) -> tuple[Sequence[Tensor | None], float]:
+    """The gradient of the mean loss over a unit's rows, unclipped, and that loss; `at_once` rows at a time.
+
+    A parameter that the loss does not depend on has None.
+    """
     parameters, size = trainable(network), rows.stop - rows.start
-    gradients, losses = [torch.zeros_like(parameter) for parameter in parameters], 0.0
+    gradients: Sequence[Tensor | None] = [None] * len(parameters)
+    losses = 0.0
     for start in range(rows.start, rows.stop, sample.at_once):
         part = slice(start, min(rows.stop, start + sample.at_once))
         value = loss(network(sample.images[part]), sample.targets[part]).sum() / size
         found = torch.autograd.grad(value, parameters, allow_unused=True)
-        gradients = [into if found_ is None else into + found_ for into, found_ in zip(gradients, found, strict=True)]
+        # Not in place: two parameters may have been given one tensor.
+        gradients = [a if b is None else b if a is None else a + b for a, b in zip(gradients, found, strict=True)]
         losses += float(value.detach())
     return gradients, losses
+
+
+def length(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the L2 norm of all `tensors` together, () float64: in pieces of their own type, so that it takes no copy.
+
+    A sum over some thousand numbers is exact enough in float32, one over millions is not.
+    """
+    if not tensors:
+        return torch.zeros((), dtype=torch.float64)
+    flat = [tensor.reshape(-1) for tensor in tensors]
+    whole = [vector[: len(vector) // PIECE * PIECE].view(-1, PIECE) for vector in flat if len(vector) >= PIECE]
+    rest = torch.cat([vector[len(vector) // PIECE * PIECE :] for vector in flat])
+    norms = [torch.linalg.vector_norm(pieces, dim=1) for pieces in whole]
+    return torch.linalg.vector_norm(torch.cat([*norms, torch.linalg.vector_norm(rest)[None]]), dtype=torch.float64)
 
 
 def hooks(network: nn.Module, loss: Loss, sample: Sample, clip_norm: float) -> tuple[Gradients, float]:
