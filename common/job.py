@@ -83,6 +83,12 @@ class TrainingSection(Section):
         32, ge=1, le=65536, description="images a step (with DP: the expected number of units a step)"
     )
     local_epochs: float = Field(1.0, gt=0, le=1000, description="passes over the site's training data in a round")
+    averaging: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay of the mean of the weights over a round's steps, which is what leaves (0: the last weights)",
+    )
     mixed_precision: bool = Field(True, description="use mixed precision where there is a GPU (no effect on a CPU)")
 
 

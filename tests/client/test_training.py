@@ -30,6 +30,7 @@ def job(**changes):
         "decay": 0.0,
         "optimizer": "sgd",
         "secure": "false",
+        "averaging": 0.0,
     }
     settings |= changes
     return parse_job(
@@ -50,6 +51,7 @@ learning_rate = {rate}
 weight_decay = {decay}
 local_epochs = {epochs}
 batch_size = 20
+averaging = {averaging}
 [aggregation]
 strategy = "fedprox"
 proximal_mu = {mu}
@@ -153,6 +155,20 @@ def test_weight_decay_is_decoupled_from_the_gradient_and_its_momentum():
     network = Still()
     result = train_round(network, data, task.target(data.labels), task, a_job, 1, mechanism=None, anchor={}, device=CPU)
     assert network.weight[0].item() == pytest.approx(0.95**result.steps, rel=1e-5)
+
+
+@pytest.mark.parametrize("mechanism", [None, Mechanism(0.0, 1.0)])
+def test_with_averaging_the_mean_of_the_weights_leaves_and_the_steps_are_as_they_were(mechanism):
+    def weights(steps, averaging):
+        a_job = job(mechanism="dp-sgd" if mechanism else "none", engine="plain", epochs=steps, averaging=averaging)
+        network, (result,), _ = trained(a_job, cases(10, images=1), mechanism=mechanism)  # a step takes all of them
+        assert result.steps == steps
+        return torch.nn.utils.parameters_to_vector(network.parameters()).detach()
+
+    start = torch.nn.utils.parameters_to_vector(build_network(job(), 2).parameters()).detach()
+    first = 0.1 * start + 0.9 * weights(1, 0.0)
+    torch.testing.assert_close(weights(1, 0.15), first)
+    torch.testing.assert_close(weights(2, 0.15), 0.15 * first + 0.85 * weights(2, 0.0))
 
 
 @pytest.mark.parametrize("engine", ["auto", "plain", "vmap", "hooks"])
