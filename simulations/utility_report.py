@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common.errors import DataError
 from common.files import write_atomically
 from simulations.utility import Result
 
@@ -16,6 +17,7 @@ Group = tuple[str, str]
 """Data and arm."""
 COLOURS = ("#1f6f8b", "#c8553d", "#6a994e", "#7b5ea7")
 MARKS = ("o", "s", "^", "D")
+START, END = "<!-- results -->", "<!-- end of results -->"
 WIDTH = 0.06
 """How far apart, in places of the axis, arms stand that have the same epsilon, so that their bars don't hide."""
 
@@ -84,6 +86,15 @@ def draw(results: Sequence[Result], path: Path) -> None:
         picture = io.BytesIO()
         figure.savefig(picture, format="svg", metadata={"Date": None, "Creator": None})
     write_atomically(path, picture.getvalue())
+
+
+def fill(page: Path, text: str) -> None:
+    """Put `text` between the page's two marks, in place of what is there. Raises DataError when they are not there."""
+    before, start, rest = page.read_text(encoding="utf-8").partition(START)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise DataError(f"{page}: it has no place for the results: put the lines {START} and {END} into it")
+    write_atomically(page, f"{before}{start}\n{text}\n{end}{after}".encode())
 
 
 def _spread(values: np.ndarray) -> str:
