@@ -49,10 +49,12 @@ class Claim:
 def claim_of(job: Job, plan: Plan, rounds: int) -> tuple[Claim, float]:
     """Return what `rounds` rounds of a job claim, and the noise multiplier, as a site computes it before round one.
 
-    The noise is that for all of the job's rounds, so fewer rounds claim less. Raises RefusedError for a budget that no
-    noise keeps.
+    The noise is that for all of the job's rounds, so fewer rounds claim less; a job without privacy claims an infinite
+    epsilon. Raises RefusedError for a budget that no noise keeps.
     """
     privacy, steps = job.privacy, plan.steps_per_round
+    if not job.private:
+        return Claim(Spending(0.0, plan.sample_rate, steps * rounds), privacy.delta), 0.0
     noise = noise_for(privacy.epsilon, privacy.delta, plan.sample_rate, steps * job.aggregation.rounds)
     return Claim(Spending(noise, plan.sample_rate, steps * rounds), privacy.delta), noise
 

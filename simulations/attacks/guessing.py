@@ -5,6 +5,7 @@ So no bound pays for the choice, and none is the best of many tries.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +13,7 @@ from typing import Literal
 import numpy as np
 from scipy.stats import norm
 
-from simulations.attacks.bounds import Guesses, Rates, bound_from_guesses, refuted, refuted_by_rates
+from simulations.attacks.bounds import Guesses, Rates, bound_from_guesses, bound_from_rates, refuted, refuted_by_rates
 from simulations.attacks.claim import Claim, largest_refuted
 
 Method = Literal["one run", "whole curve", "rates"]
@@ -116,7 +117,10 @@ def _by_curve(chosen_on: View, used_on: View, claim: Claim, confidence: float) -
 def _by_rates(chosen_on: View, used_on: View, claim: Claim, confidence: float) -> Bound:
     cut = max(_cuts(chosen_on), key=lambda tried: _separation(tried.rates(chosen_on), confidence))
     rates = cut.rates(used_on)
-    epsilon = largest_refuted(claim, lambda curve: refuted_by_rates(rates, curve, confidence))
+    if math.isfinite(claim.epsilon):
+        epsilon = largest_refuted(claim, lambda curve: refuted_by_rates(rates, curve, confidence))
+    else:  # nothing is claimed, so there is no curve to hold the rates against
+        epsilon = bound_from_rates(rates, claim.delta, confidence)
     refutes = refuted_by_rates(rates, claim.curve, confidence)
     said = f"{rates.caught} of {rates.members} members and {rates.mistaken} of {rates.others} others called members"
     return Bound(used_on.name, "rates", epsilon, refutes, cut.score, said)

@@ -18,6 +18,7 @@ from common.job import Job
 from simulations.attacks.canaries import Canaries
 from simulations.attacks.claim import Claim, claim_of
 from simulations.attacks.guessing import Bound, Method, View, bounds_of
+from simulations.attacks.meters import Reading, read_meters
 from simulations.attacks.transcript import ChangeParts, Tell, Transcript, train_with_canaries
 
 METHODS: tuple[Method, ...] = ("one run", "whole curve", "rates")
@@ -29,6 +30,8 @@ VIEWS = {
     LAST_MODEL: "only what the last model makes of wrongly labelled images",
 }
 """What each kind of attacker sees."""
+METERS = 0.9999
+"""The confidence of all meters together, at least: they have so much to go by that they can afford it."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,12 @@ class AuditSize:
 
 @dataclass(frozen=True)
 class Audit:
-    """The claim, the bounds by view and method, and the confidence with which all of them hold together."""
+    """The claim, the bounds by view and method, the meters, and the confidence of all bounds together."""
 
     claim: Claim
     epsilon: float
     bounds: tuple[Bound, ...]
+    readings: tuple[Reading, ...]
     confidence: float
     size: AuditSize
 
@@ -58,8 +62,13 @@ class Audit:
 
     @property
     def refuted(self) -> bool:
-        """Whether the claim is refuted: what was trained is less private than what was accounted."""
+        """Whether an attack refutes the claim: what was trained is less private than what was accounted."""
         return self.best.refutes
+
+    @property
+    def faulty(self) -> bool:
+        """Whether an attack refutes the claim or a meter alarms: the training is not what was accounted."""
+        return self.refuted or any(reading.alarm for reading in self.readings)
 
 
 def audit_in_one_run(
@@ -91,10 +100,17 @@ def audit_in_one_run(
     random = np.random.default_rng(seed)
     canaries = Canaries.toss(size.gradient_canaries, size.image_canaries, size.images_a_unit, random)
     seen = train_with_canaries(cases, job, canaries, noise, size.rounds, device, change_parts=change_parts, tell=tell)
+    return judge(seen, claim, confidence, size)
+
+
+def judge(seen: Transcript, claim: Claim, confidence: float, size: AuditSize) -> Audit:
+    """Return what a transcript proves: all bounds hold together with `confidence`, all meters with `METERS`."""
     views = views_of(seen, claim)
     each = 1 - (1 - confidence) / (len(views) * len(METHODS))
     bounds = tuple(bound for view in views for bound in bounds_of(view, claim, each))
-    return Audit(claim, claim.epsilon, bounds, confidence, size)
+    return Audit(
+        claim, claim.epsilon, bounds, tuple(read_meters(seen, claim, max(confidence, METERS))), confidence, size
+    )
 
 
 def views_of(seen: Transcript, claim: Claim) -> list[View]:
