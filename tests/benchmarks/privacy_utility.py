@@ -57,12 +57,16 @@ def recipes() -> dict[tuple[str, str], Recipe]:
         private={
             8.0: pictures + training(0.5, 64, 8, averaging=0.98) + by_patient,
             3.0: pictures + training(0.25, 64, 8, averaging=0.98) + by_patient,
-            1.0: pictures + training(0.25, 128, 8, averaging=0.95) + by_patient,
+            1.0: pictures + training(0.125, 64, 8, averaging=0.98) + by_patient,
         },
     )
     federated = Recipe(
         plain=pictures + training(0.05, 32, 1, rounds=16),
-        private={8.0: pictures + training(0.3, 64, 1, averaging=0.9, rounds=16) + by_patient},
+        private={
+            8.0: pictures + training(0.3, 64, 1, averaging=0.9, rounds=16) + by_patient,
+            3.0: pictures + training(0.2, 64, 1, averaging=0.9, rounds=16) + by_patient,
+            1.0: pictures + training(0.2, 128, 1, averaging=0.9, rounds=16) + by_patient,
+        },
     )
     opacus = Recipe(
         plain=pooled.plain,
@@ -81,7 +85,8 @@ def recipes() -> dict[tuple[str, str], Recipe]:
     patients = Recipe(
         plain=slices.plain,
         private={
-            8.0: SLICE_TASK + training(0.1, 28, 20, averaging=0.95) + by_patient,
+            8.0: SLICE_TASK + training(0.1, 14, 20, averaging=0.95) + by_patient,
+            3.0: SLICE_TASK + training(0.1, 28, 20, averaging=0.95) + by_patient,
             1.0: SLICE_TASK + training(0.05, 56, 20) + by_patient,
         },
     )
