@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from functools import lru_cache
@@ -14,27 +15,37 @@ from pathlib import Path
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.record import note_policy, rolled_back
 from client.releases import describe, record
 from client.site import Site
 from common.errors import KitError, WardroundError
 from common.install import refuse_mixed_install
 from common.kit import ENVIRONMENT_VARIABLE
-from common.update import UPDATE, Answer, Request, decode_request, encode_answer
+from common.update import METRICS, REPORT, Answer, Request, attach_head, decode_request, encode_answer
 
 refuse_mixed_install(__file__)
+log = logging.getLogger("wardround.site")
 
 
 def answer(message: Message, site: Site) -> Message:
     """Return the site's reply to `message`.
 
-    Guarantees: whatever the reply holds is in the release log, synced, before this returns; nothing but an encoded
-    `Answer` is ever returned. Raises DataError when the release log can't be written: then nothing leaves.
+    Guarantees: whatever the reply holds is in the audit log, synced, before this returns; nothing but an encoded
+    `Answer` is ever returned, with the head of the log that holds it. A request whose witness the log does not hold is
+    refused, and its reply has no head: a log that was rolled back must not become the witness of itself.
+
+    Raises DataError when the audit log can't be written: then nothing leaves.
     """
     try:
         request = decode_request(message.content)
     except WardroundError as error:
         return _release(message, site, None, _not_a_request(site, str(error)))
-    return _release(message, site, request, site.answer(request))
+    if problem := rolled_back(site.log, request.witness):
+        log.error("%s", problem)
+        refusal = Answer(site.name, request.job.digest, request.number, "refused", problem)
+        return _release(message, site, request, refusal)
+    note_policy(site.log, site.kit_folder)
+    return _release(message, site, request, site.answer(request), with_head=True)
 
 
 def introduce(message: Message, site: Site) -> Message:
@@ -46,34 +57,43 @@ def _not_a_request(site: Site, reason: str) -> Answer:
     return Answer(site=site.name, job_digest="", number=0, status="failed", reason=reason)
 
 
-def _release(message: Message, site: Site, request: Request | None, given: Answer) -> Message:
+def _release(
+    message: Message, site: Site, request: Request | None, given: Answer, *, with_head: bool = False
+) -> Message:
     content = encode_answer(given)
-    record(
+    head = record(
         site.kit_folder,
         describe(
-            _parts(content, given),
+            _parts(content),
             run=request.run if request else "",
             job_digest=given.job_digest,
             round_number=given.number,
             kind=request.kind if request else message.metadata.message_type,
             status=given.status,
             epsilon=given.metrics.get("privacy.epsilon"),
+            delta=given.metrics.get("privacy.delta"),
+            to=site.coordinator,
         ),
     )
+    if with_head:
+        attach_head(content, head.to_json())
     return Message(content, reply_to=message)
 
 
-def _parts(content: RecordDict, given: Answer) -> Mapping[str, bytes]:
-    """Every field of the reply by name, with its bytes as they are sent."""
-    parts = {name: repr(value).encode() for name, value in given.metrics.items()}
-    parts |= {
-        "status": given.status.encode(),
-        "reason": given.reason.encode(),
-        "examples": str(given.examples).encode(),
-    }
-    if UPDATE in content:
-        parts |= {f"update/{name}": array.data for name, array in content.array_records[UPDATE].items()}
+def _parts(content: RecordDict) -> Mapping[str, bytes]:
+    """Every field of the reply by name, with its bytes as they are sent. The head is not among them: it follows."""
+    parts: dict[str, bytes] = {}
+    for name, numbers in content.metric_records.items():
+        parts |= {_named(name, field): repr(value).encode() for field, value in numbers.items()}
+    for name, texts in content.config_records.items():
+        parts |= {_named(name, field): str(value).encode() for field, value in texts.items()}
+    for name, arrays in content.array_records.items():
+        parts |= {f"{name}/{field}": array.data for field, array in arrays.items()}
     return parts
+
+
+def _named(record_name: str, field: str) -> str:
+    return field if record_name in (METRICS, REPORT) else f"{record_name}/{field}"
 
 
 @lru_cache(maxsize=4)

@@ -1,26 +1,26 @@
-"""The release log: every message that leaves the site, recorded and synced before it is sent."""
+"""Releases: every message that leaves the site is recorded in its audit log, synced, before it is sent."""
 
 from __future__ import annotations
 
 import datetime
-import fcntl
 import hashlib
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from client.record import site_log
+from common.audit import Entry, Head
 from common.errors import DataError
 
-FILE_NAME = "releases.jsonl"
+KIND = "release"
 
 
 @dataclass(frozen=True)
 class Release:
-    """One message that left: when, for what, which fields, how many bytes of content, their SHA-256, and the cost.
+    """One message that left: when, to whom, for what, which fields, how many bytes, their SHA-256, and the cost.
 
-    `epsilon` is what the run has spent so far at this site, as accounted, or None when nothing private was used.
+    `to` is the coordinator's address as the kit gave it. `epsilon`, at `delta`, is what the run has spent so far at
+    this site, as accounted, or None when nothing private was used.
     """
 
     at: str
@@ -33,6 +33,8 @@ class Release:
     bytes: int
     sha256: str
     epsilon: float | None
+    delta: float | None = None
+    to: str = ""
 
 
 def describe(
@@ -44,6 +46,8 @@ def describe(
     kind: str,
     status: str,
     epsilon: float | None,
+    delta: float | None = None,
+    to: str = "",
 ) -> Release:
     """Describe a message whose content is `parts`, by field name. The SHA-256 is over the parts in name order."""
     digest = hashlib.sha256()
@@ -61,57 +65,32 @@ def describe(
         bytes=sum(map(len, parts.values())),
         sha256=digest.hexdigest(),
         epsilon=epsilon,
+        delta=delta,
+        to=to,
     )
 
 
-def record(kit_folder: Path, release: Release) -> None:
-    """Append `release` to the log and sync it. Raises DataError: then nothing may be sent."""
-    line = (json.dumps(asdict(release), sort_keys=True) + "\n").encode()
-    path = kit_folder / FILE_NAME
+def record(kit_folder: Path, release: Release) -> Head:
+    """Write `release` to the audit log, synced; return the log's head. Raises DataError: then nothing may be sent."""
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)  # the service and a command may write at once
-            os.lseek(handle, _end_of_last_line(handle), os.SEEK_SET)
-            os.truncate(handle, os.lseek(handle, 0, os.SEEK_CUR))
-            os.write(handle, line)
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    except OSError as error:
-        raise DataError(f"{path}: the release log can't be written ({error.strerror}): nothing is sent") from error
-
-
-def _end_of_last_line(handle: int) -> int:
-    """Where the next line starts: a line cut short by a crash or a full disk was never sent, and is written over."""
-    end = os.lseek(handle, 0, os.SEEK_END)
-    while end > 0:
-        start = max(0, end - 4096)
-        newline = os.pread(handle, end - start, start).rfind(b"\n")
-        if newline >= 0:
-            return start + newline + 1
-        end = start
-    return 0
+        return site_log(kit_folder).append(KIND, asdict(release))
+    except DataError as error:
+        raise DataError(f"{error}: nothing is sent") from error
 
 
 def read(kit_folder: Path) -> list[Release]:
     """Return every recorded release, oldest first. A last line cut short by a crash is left out: it was never sent.
 
-    Raises DataError when the log can't be read or is damaged.
+    Raises DataError when the audit log can't be read or is damaged.
     """
-    path = kit_folder / FILE_NAME
+    return [release_of(entry) for entry in site_log(kit_folder).entries() if entry.kind == KIND]
+
+
+def release_of(entry: Entry) -> Release:
+    """Return the release that an entry of kind "release" tells of. Raises DataError if it is of another form."""
     try:
-        *lines, rest = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise DataError(f"{path}: the release log can't be read: {error.strerror}") from error
-    del rest  # empty, or cut short
-    releases = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            fields = json.loads(line)
-            releases.append(Release(**{**fields, "fields": tuple(fields["fields"])}))
-        except (ValueError, TypeError, KeyError) as error:
-            raise DataError(f"{path}:{number}: the release log is damaged: {error}") from error
-    return releases
+        return Release(**{**entry.body, "fields": tuple(entry.body["fields"])})
+    except (TypeError, KeyError) as error:
+        raise DataError(
+            f"entry {entry.sequence} of the audit log tells of no release as this version knows it"
+        ) from error

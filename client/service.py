@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 
 from certs.checks import kit_warnings, require_usable
@@ -29,12 +30,15 @@ def serve(kit: Kit, device: str, stop: threading.Event) -> None:
         The site has no key or certificate yet, they do not belong together, or the certificate has ended.
     UsageError
         A service runs on this kit already.
+    DataError
+        The ledger or the audit log can't be used, or they do not fit each other.
     """
     require_usable(kit)
     for warning in kit_warnings(kit):
         log.warning("%s", warning)
     with _only_one(kit.folder):
         site = Site.open(kit.folder, device)
+        site.log.append("started", {"version": metadata.version("wardround"), "device": str(site.device)})
         log.info("site %s of federation %s on %s", site.name, kit.federation, site.device)
         run_node(
             kit,

@@ -24,7 +24,7 @@ from typing import Any
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from common.chain import OPENED, is_signed, public_text, read_entry, write_entry
+from common.chain import OPENED, canonical, is_signed, public_text, read_entry, write_entry
 from common.chain import Entry as Entry
 from common.chain import Head as Head
 from common.errors import DataError, KitError
@@ -71,8 +71,8 @@ class AuditLog:
 
     def head(self) -> Head | None:
         """Return the newest entry's head, or None while there is none. Raises DataError for a damaged log."""
-        newest = next(self._backwards(), None)
-        return newest.head(self.public_key()) if newest else None
+        line = next(self._backwards(), None)
+        return None if line is None else self._entry(line).head(self.public_key())
 
     def entries(self) -> list[Entry]:
         """Return every entry, oldest first; a last line cut short by a crash is none.
@@ -88,15 +88,23 @@ class AuditLog:
         return found
 
     def newest(self, kind: str) -> Entry | None:
-        """Return the newest entry of a kind, or None. Reads from the end; raises DataError for a damaged line."""
-        return next((entry for entry in self._backwards() if entry.kind == kind), None)
+        """Return the newest entry of a kind, or None. Reads from the end; raises DataError if that line is damaged."""
+        mark = b'"kind":' + canonical(kind)
+        for line in self._backwards():
+            if mark in line and (entry := self._entry(line)).kind == kind:
+                return entry
+        return None
 
     def holds(self, head: Head) -> bool:
         """Whether the entry that `head` is of is in this log, where it was. A damaged log holds nothing for certain."""
+        return self.holds_entry(head.sequence, head.hash)
+
+    def holds_entry(self, sequence: int, digest: str) -> bool:
+        """Whether entry number `sequence` has the hash `digest`; `holds` for one that kept no signature."""
         try:
-            for entry in self._backwards():
-                if entry.sequence <= head.sequence:
-                    return (entry.sequence, entry.hash) == (head.sequence, head.hash)
+            for line in self._backwards():
+                if (entry := self._entry(line)).sequence <= sequence:
+                    return (entry.sequence, entry.hash) == (sequence, digest)
         except DataError:
             return False
         return False
@@ -177,8 +185,8 @@ class AuditLog:
             os.close(folder)
         return entry, len(line)
 
-    def _backwards(self) -> Iterator[Entry]:
-        """Every entry, newest first; reads no more than is asked for."""
+    def _backwards(self) -> Iterator[bytes]:
+        """Every whole line, newest first; reads no more than is asked for."""
         try:
             file = os.open(self.path, os.O_RDONLY)
         except FileNotFoundError:
@@ -186,8 +194,7 @@ class AuditLog:
         except OSError as error:
             raise DataError(f"{self.path}: the audit log can't be read: {error.strerror}") from error
         try:
-            for line in _lines_backwards(file, _end_of_last_line(file)):
-                yield self._entry(line)
+            yield from _lines_backwards(file, _end_of_last_line(file))
         except OSError as error:
             raise DataError(f"{self.path}: the audit log can't be read: {error.strerror}") from error
         finally:

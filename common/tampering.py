@@ -185,10 +185,10 @@ def _against(witness: Head, placed: Sequence[Placed], key: str, damaged: Sequenc
         return
     last = max((found.entry.sequence for found in placed), default=0)
     end = max((found.line for found in placed), default=0)
-    damaged_tail = [line for line in damaged if line > end]  # entries that are there, and were named
-    if witness.sequence > last + len(damaged_tail):
-        detail = f"the log ends with entry {last}, but entry {witness.sequence} was witnessed"
-        yield Fault("truncated", max([end, *damaged_tail]) + 1, detail)
+    if witness.sequence > last:
+        if not any(line > end for line in damaged):  # damaged lines are what is left of the tail, and were named
+            detail = f"the log ends with entry {last}, but entry {witness.sequence} was witnessed"
+            yield Fault("truncated", end + 1, detail)
         return
     there = [found for found in placed if found.entry.sequence == witness.sequence]
     if there and all(found.entry.hash != witness.hash for found in there):

@@ -195,12 +195,12 @@ def test_an_empty_folder_asks_whether_it_is_mounted(north, tmp_path):
     assert_one_line(done, 3, "images", "is it mounted?")
 
 
-def test_a_damaged_release_log_is_told(north):
-    (north / "releases.jsonl").write_bytes(b"\xff\xfe\n")
-    assert_one_line(wardround("site", "releases", "--kit", north), 3, "releases.jsonl:1", "damaged")
-    (north / "releases.jsonl").unlink()
-    (north / "releases.jsonl").mkdir()
-    assert_one_line(wardround("site", "releases", "--kit", north), 3, "releases.jsonl", "can't be read")
+def test_a_damaged_audit_log_is_told(north):
+    (north / "audit.jsonl").write_bytes(b"\xff\xfe\n")
+    assert_one_line(wardround("site", "releases", "--kit", north), 3, "audit.jsonl:1", "damaged")
+    (north / "audit.jsonl").unlink()
+    (north / "audit.jsonl").mkdir()
+    assert_one_line(wardround("site", "releases", "--kit", north), 3, "audit.jsonl", "can't be read")
 
 
 def test_a_disk_that_is_full_under_the_output_is_told_in_one_line():

@@ -18,6 +18,19 @@ def kit_folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def write_kit():
+    """Write the kit.toml that makes a folder the kit of the site "north"."""
+
+    def write(folder: Path) -> Path:
+        fields = {"role": "site", "name": "north", "federation": "f", "federation_id": "0" * 64}
+        fields["address"] = "127.0.0.1:1"
+        (folder / "kit.toml").write_text("".join(f'{key} = "{value}"\n' for key, value in fields.items()))
+        return folder
+
+    return write
+
+
+@pytest.fixture
 def write_dicom():
     """Write a DICOM file that names nobody; keywords set attributes, `pixels` the stored values."""
 

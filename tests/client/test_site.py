@@ -58,6 +58,11 @@ def allow(folder, **changes):
     (folder / "policy.toml").write_text("\n".join(lines))
 
 
+def spent(site, purpose):
+    """What the ledger says was spent for a purpose."""
+    return [entry for entry in site.ledger.entries() if entry.purpose == purpose]
+
+
 def ask(job=OPEN, kind="train", number=1, run="run", **changes):
     return Request(kind=kind, run=run, number=number, job=job, model=initial_model(job), **changes)
 
@@ -72,7 +77,7 @@ def test_a_site_evaluates_then_trains_and_sends_its_model_with_listed_numbers(si
 
 def test_with_privacy_the_round_is_in_the_ledger_and_the_loss_stays_here(site):
     given = site.answer(ask(PRIVATE))
-    (entry,) = site.ledger.entries()
+    (entry,) = spent(site, "training")
     assert (entry.run, entry.round, entry.job_digest) == ("run", 1, PRIVATE.digest)
     assert 0 < given.metrics["privacy.epsilon"] < PRIVATE.privacy.epsilon
     assert given.metrics["privacy.noise_multiplier"] == entry.spending.noise_multiplier
@@ -88,7 +93,9 @@ def test_over_all_rounds_the_run_stays_within_its_epsilon_and_uses_it(site):
 def test_the_same_request_again_gets_the_same_answer_and_spends_nothing(site):
     first, again = site.answer(ask(PRIVATE)), site.answer(ask(PRIVATE))
     assert all(first.tensors[name].tobytes() == again.tensors[name].tobytes() for name in first.tensors)
-    assert len(site.ledger.entries()) == 1
+    assert len(spent(site, "training")) == 1
+    assert len(spent(site, "count")) == 1
+    assert len(spent(site, "metrics")) <= 1
 
 
 def test_a_budget_for_life_that_is_used_up_refuses_the_next_run(site):
@@ -133,7 +140,7 @@ def test_a_site_without_a_policy_refuses(site):
 
 
 def test_metrics_stay_here_when_the_policy_says_so(site):
-    allow(site.kit_folder, collections='["chest"]', require_privacy="false", min_patients=2, release_metrics="false")
+    allow(site.kit_folder, collections='["chest"]', require_privacy="false", min_patients=2, metrics='"none"')
     assert not any(name.startswith("eval.") for name in site.answer(ask()).metrics)
 
 
@@ -175,7 +182,8 @@ def test_every_reply_is_in_the_release_log_before_it_is_handed_over(site, in_a_r
     assert releases[0].epsilon > 0
     assert releases[0].bytes > 4 * 20_000
     assert "update/tensors" in releases[0].fields
-    assert not [field for field in releases[2].fields if field not in ("status", "reason", "examples")]
+    assert set(releases[2].fields) == {"site", "job", "number", "status", "reason", "examples"}
+    assert {release.to for release in releases} == {"127.0.0.1:1"}
 
 
 def test_a_message_that_is_no_request_is_answered_and_recorded(site, in_a_run):
@@ -188,7 +196,7 @@ def test_a_message_that_is_no_request_is_answered_and_recorded(site, in_a_run):
 @pytest.mark.parametrize("job", [OPEN, PRIVATE], ids=["privacy off", "privacy on"])
 def test_no_pixel_of_any_image_is_in_any_byte_that_leaves(site, in_a_run, job):
     # The patterns are the decoded images as the network sees them, in the forms in which bytes could carry them.
-    images = site.split(site.bench(job), "test").cases.images, site.bench(job).training.cases.images
+    images = site.bench(job).splits["test"].cases.images, site.bench(job).training.cases.images
     replies = [answer(message(ask(job, kind=kind)), site) for kind in ("train", "evaluate")]
     sent = b"".join(
         array.data for reply in replies for record in reply.content.array_records.values() for array in record.values()
