@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from client.evaluation import evaluate
 from client.site import Site
-from client.training import Mechanism, evaluate, train_round
+from client.training import Mechanism, plan_steps, train_round
 from common.errors import DataError
 from common.job import Job
 from common.networks import load_tensors, tensors_of
@@ -34,10 +35,11 @@ def train_alone(site: Site, job: Job) -> Alone:
         The collection has no test split, or can't be read.
     """
     bench = site.bench(job)
-    validation, test = site.split(bench, "validation"), site.split(bench, "test")
+    validation, test = bench.splits.get("validation"), bench.splits.get("test")
     if test is None:
         raise DataError(f'collection "{job.data.collection}" has no test split at {site.name}: import more patients')
-    cases, plan, rounds = bench.training.cases, bench.plan, job.aggregation.rounds
+    cases, rounds = bench.training.cases, job.aggregation.rounds
+    plan = plan_steps(job, cases)
     mechanism = None
     if job.private:
         privacy = job.privacy
@@ -59,9 +61,9 @@ def train_alone(site: Site, job: Job) -> Alone:
         )
         value = float(number)  # without a validation metric the last model is kept
         if validation is not None:
-            metrics = evaluate(bench.network, validation.cases, validation.targets, bench.task, site.device)
+            metrics = evaluate(bench.network, validation, bench.task, site.device)
             value = metrics.get(f"eval.{job.aggregation.criterion}", value)
         if value >= best_value:
             best, best_value = tensors_of(bench.network), value
     load_tensors(bench.network, best)
-    return Alone(rounds, best, evaluate(bench.network, test.cases, test.targets, bench.task, site.device))
+    return Alone(rounds, best, evaluate(bench.network, test, bench.task, site.device))

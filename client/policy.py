@@ -9,6 +9,7 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -16,6 +17,7 @@ from common.errors import RefusedError, UsageError
 from common.faults import explain
 from common.files import read_text
 from common.job import Job
+from common.release import Basis
 
 FILE_NAME = "policy.toml"
 
@@ -35,7 +37,9 @@ max_delta = 1e-5             # largest delta
 secure_noise = false         # insist on noise from a cryptographic generator
 min_patients = 20            # smallest number of patients in the training split
 min_evaluation_patients = 5  # below this, no evaluation metric leaves (the training still may)
-release_metrics = true       # whether exact metrics on the validation and test splits may leave
+metrics = "noised"           # how metrics on validation and test splits may leave: "noised", "exact" or "none"
+releasable_splits = []       # splits declared releasable, e.g. ["test"]: their metrics leave exactly, unless "none"
+counts = "noised"            # how the number of training patients may leave: "noised", or "public": exactly
 """
 
 
@@ -56,7 +60,9 @@ class Policy(BaseModel):
     secure_noise: bool = False
     min_patients: int = Field(20, ge=1)
     min_evaluation_patients: int = Field(5, ge=1)
-    release_metrics: bool = True
+    metrics: Literal["noised", "exact", "none"] = "noised"
+    releasable_splits: tuple[Literal["validation", "test"], ...] = ()
+    counts: Literal["noised", "public"] = "noised"
 
 
 @dataclass(frozen=True)
@@ -125,9 +131,23 @@ def check_cohort(policy: Policy, cohort: Cohort) -> None:
         )
 
 
-def metrics_may_leave(policy: Policy, evaluation_patients: int) -> bool:
-    """Whether exact metrics on a split with so many patients may leave."""
-    return policy.release_metrics and evaluation_patients >= policy.min_evaluation_patients
+def metrics_basis(policy: Policy, job: Job, split: str, evaluation_patients: int) -> Basis | None:
+    """Return on what basis metrics on a split with so many patients may leave; None where they may not.
+
+    A job without privacy, which the policy must allow, sends exact metrics as it sends exact updates.
+    """
+    if policy.metrics == "none" or evaluation_patients < policy.min_evaluation_patients:
+        return None
+    if not job.private:
+        return "exact"
+    return "declared" if policy.metrics == "exact" or split in policy.releasable_splits else "noised"
+
+
+def count_basis(policy: Policy, job: Job) -> Basis:
+    """Return on what basis the number of training units leaves."""
+    if not job.private:
+        return "exact"
+    return "declared" if policy.counts == "public" else "noised"
 
 
 def _unless_listed(what: str, name: str, allowed: tuple[str, ...]) -> str:

@@ -96,8 +96,15 @@ def _federation_toml(federation: LocalFederation) -> str:
 
 
 def _policy(collection: str, *, private: bool) -> str:
-    """The policy as installed, with one collection allowed (and jobs without privacy, if wanted)."""
-    wanted = {r"collections = \[\]": f'collections = ["{collection}"]'}
+    """The policy as installed, with one collection allowed (and jobs without privacy, if wanted).
+
+    Counts and metrics leave as they are: the patients here are made up or published.
+    """
+    wanted = {
+        r"collections = \[\]": f'collections = ["{collection}"]',
+        'metrics = "noised"': 'metrics = "exact"',
+        'counts = "noised"': 'counts = "public"',
+    }
     if not private:
         wanted["require_privacy = true"] = "require_privacy = false"
     text = DEFAULT_POLICY

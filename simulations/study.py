@@ -16,9 +16,10 @@ import numpy as np
 
 from client.catalog import Catalog
 from client.dataset import open_cases
+from client.evaluation import Split, evaluate
 from client.intake.importer import CATALOG, ImportOptions, import_folder
 from client.site import CACHE_FOLDER, Site
-from client.training import evaluate, pick_device
+from client.training import pick_device
 from common.job import Job, parse_job
 from common.networks import build_network, load_tensors
 from common.tasks.registry import build_task
@@ -134,7 +135,7 @@ def judge(federation: LocalFederation, job: Job, model: Tensors) -> dict[str, fl
     cases = open_cases(Catalog(kit / CATALOG), job.data, "train", kit / CACHE_FOLDER)
     network = build_network(job, task.outputs)
     load_tensors(network, model)
-    found = evaluate(network, cases, task.target(cases.labels), task, device)
+    found = evaluate(network, Split(cases, task.target(cases.labels)), task, device)
     return {name.removeprefix("eval."): value for name, value in found.items()}
 
 

@@ -2,7 +2,16 @@
 
 import pytest
 
-from client.policy import DEFAULT_POLICY, FILE_NAME, Cohort, check_cohort, check_job, metrics_may_leave, read_policy
+from client.policy import (
+    DEFAULT_POLICY,
+    FILE_NAME,
+    Cohort,
+    check_cohort,
+    check_job,
+    count_basis,
+    metrics_basis,
+    read_policy,
+)
 from common.errors import RefusedError, UsageError
 from common.job import Job, parse_job
 
@@ -84,10 +93,28 @@ def test_a_small_cohort_is_refused_without_telling_how_small(tmp_path):
     assert "7" not in str(refusal.value)
 
 
-def test_metrics_on_too_few_patients_stay_here(tmp_path):
-    assert not metrics_may_leave(policy(tmp_path), 4)
-    assert metrics_may_leave(policy(tmp_path), 5)
-    assert not metrics_may_leave(policy(tmp_path, release_metrics="false"), 500)
+@pytest.mark.parametrize(("changes", "patients", "test", "validation"), [
+    ({}, 5, "noised", "noised"),
+    ({}, 4, None, None),
+    ({"metrics": '"none"', "releasable_splits": '["test"]'}, 500, None, None),
+    ({"metrics": '"exact"'}, 500, "declared", "declared"),
+    ({"releasable_splits": '["test"]'}, 500, "declared", "noised"),
+])  # fmt: skip
+def test_metrics_leave_as_the_policy_says_and_never_of_too_few_patients(tmp_path, changes, patients, test, validation):
+    found = policy(tmp_path, **changes)
+    assert metrics_basis(found, PRIVATE, "test", patients) == test
+    assert metrics_basis(found, PRIVATE, "validation", patients) == validation
+
+
+def test_a_count_is_noised_unless_the_hospital_declares_it_public(tmp_path):
+    assert count_basis(policy(tmp_path), PRIVATE) == "noised"
+    assert count_basis(policy(tmp_path, counts='"public"'), PRIVATE) == "declared"
+
+
+def test_a_job_without_privacy_sends_exact_numbers_as_it_sends_exact_updates(tmp_path):
+    found = policy(tmp_path)
+    assert count_basis(found, with_privacy(PRIVATE, mechanism="none")) == "exact"
+    assert metrics_basis(found, with_privacy(PRIVATE, mechanism="none"), "test", 20) == "exact"
 
 
 @pytest.mark.parametrize("text", ["collections = 3", "collections = []\ncolections = []", "collections = ["])

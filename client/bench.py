@@ -1,0 +1,57 @@
+"""What stays resident at a site for a job between rounds: the network on its device and the decoded cases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from client.catalog import Catalog
+from client.dataset import open_cases
+from client.evaluation import Split
+from common.errors import RefusedError
+from common.job import Job
+from common.networks import build_network
+from common.tasks.registry import build_task
+from common.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A job's network, task and decoded cases, for the data whose digest is `data_digest`.
+
+    `splits` holds "train", and of "validation" and "test" those that have a case. `sharing` names the other collections
+    that have patients of this one.
+    """
+
+    job: Job
+    data_digest: str
+    network: torch.nn.Module
+    task: Task
+    splits: dict[str, Split] = field(repr=False)
+    sharing: tuple[str, ...] = ()
+
+    @property
+    def training(self) -> Split:
+        """The training split."""
+        return self.splits["train"]
+
+
+def set_up(catalog: Catalog, job: Job, cache: Path, device: torch.device) -> Bench:
+    """Build the job's network and open its cases; what was decoded before is mapped from `cache`.
+
+    Raises RefusedError (one class only), DataError (no such collection, unreadable) or JobError.
+    """
+    collection = job.data.collection
+    digest, task = catalog.digest(collection), build_task(job.task)
+    names = ("train", *(name for name in ("validation", "test") if catalog.cases(collection, name)))
+    splits = {}
+    for name in names:
+        cases = open_cases(catalog, job.data, name, cache)
+        splits[name] = Split(cases, task.target(cases.labels))
+    # With privacy on, to refuse would tell of single patients; and DP-SGD does no harm with one class.
+    if not job.private and len(set(splits["train"].cases.labels)) < 2:
+        raise RefusedError("the training split has one class only")
+    network = build_network(job, task.outputs).to(device)
+    return Bench(job, digest, network, task, splits, catalog.sharing(collection))
