@@ -1,4 +1,4 @@
-"""Local training and evaluation: SGD or AdamW, FedProx's pull, and DP-SGD.
+"""Local training: SGD or AdamW, FedProx's pull, and DP-SGD.
 
 With privacy off, the same job, data, round and incoming model give the same bits on one machine. With privacy on,
 batches and noise come from the operating system's randomness and nothing is repeatable, as it must be.
@@ -12,26 +12,24 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from client.augmentation import augmented
 from client.dataset import CaseSet
-from client.privacy.choice import Workload, choose_engine, named_engine
-from client.privacy.clipping import ENGINES, Engine, trainable
+from client.privacy.choice import Workload
+from client.privacy.clipping import Engine, trainable
 from client.privacy.dpsgd import Mechanism as Mechanism
 from client.privacy.dpsgd import Parts, private_gradient, usual_parts
+from client.privacy.engines import ENGINES, named_engine
+from client.privacy.remembered import remembered_engine
 from client.privacy.sampling import sampling_rate, units_of
 from common.errors import JobError, UsageError
 from common.job import Job
 from common.tasks.task import Task
-
-EVALUATION_BATCH, EVALUATION_PIXELS = 256, 2**22
-"""Most images, and most pixels or voxels, that are evaluated at once: memory stays in bounds in 3D too."""
-SHIFT = 0.06
-"""Largest shift of light augmentation, as a share of the image's size."""
-_ENGINE_CHOICES: dict[tuple[str, str, int], str] = {}
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def plan_steps(job: Job, cases: CaseSet, released_units: int | None = None) -> P
         steps = max(1, round(job.training.local_epochs * math.ceil(images / job.training.batch_size)))
         return Plan(steps, min(1.0, job.training.batch_size / images), images)
     if job.privacy.engine != "auto":
-        named_engine(job.privacy.engine)  # here, before any privacy is spent
+        named_engine(job.privacy.engine, _images_a_unit(job, cases))  # here, before any privacy is spent
     count = released_units or len(units_of(cases.patients, job.privacy.unit))
     rate = sampling_rate(job.training.batch_size, count)
     return Plan(max(1, round(job.training.local_epochs / rate)), rate, count)
@@ -92,14 +90,15 @@ def train_round(
     anchor: Mapping[str, np.ndarray],
     device: torch.device,
     plan: Plan | None = None,
+    cache: Path | None = None,
     change_parts: Callable[[Parts], Parts] | None = None,
 ) -> LocalResult:
     """Train `network` in place for one round, from the weights it has.
 
     `anchor` is the global model, towards which FedProx pulls. The optimizer starts fresh each round: its state would
     belong to another model. With a `mechanism` this is DP-SGD, and the pull enters after clipping and noise: it depends
-    on no record (Li et al., MLSys 2020, for the term). `change_parts` is for audits: it may put a broken part in place
-    of a right one, or one that watches.
+    on no record (Li et al., MLSys 2020, for the term). `cache` is the folder where the choice of an engine is kept.
+    `change_parts` is for audits: it may put a broken part in place of a right one, or one that watches.
     """
     started = time.perf_counter()
     network.train()
@@ -113,28 +112,10 @@ def train_round(
             losses = [trainer.step(batch) for batch in _batches(len(cases.labels), plan.steps_per_round, job, seed)]
     else:
         with _only_parameters_change(network):
-            parts = trainer.parts(mechanism, plan)
+            parts = trainer.parts(mechanism, plan, cache)
             losses = trainer.private_steps(plan.steps_per_round, change_parts(parts) if change_parts else parts)
     trainer.average.put()
     return LocalResult(len(losses), float(np.mean(losses)), time.perf_counter() - started)
-
-
-def evaluate(network: nn.Module, cases: CaseSet, targets: Tensor, task: Task, device: torch.device) -> dict[str, float]:
-    """Return the metrics of `network` on a split, by their names in METRIC_FIELDS; undefined ones are left out."""
-    started = time.perf_counter()
-    network.eval()
-    scores, losses = [], []
-    batch = max(1, min(EVALUATION_BATCH, EVALUATION_PIXELS // int(np.prod(cases.images.shape[1:]))))
-    with torch.inference_mode():
-        for start in range(0, len(cases.labels), batch):
-            rows = slice(start, start + batch)
-            outputs = network(torch.from_numpy(np.array(cases.images[rows])).to(device)).float()
-            losses.append(task.loss(outputs, targets[rows].to(device)).cpu())
-            scores.append(task.scores(outputs).cpu())
-    found = task.metrics(torch.cat(scores).numpy(), targets.numpy())
-    found |= {"images": len(cases.labels), "patients": cases.patient_count, "loss": float(torch.cat(losses).mean())}
-    found["seconds"] = time.perf_counter() - started
-    return {f"eval.{name}": float(value) for name, value in found.items() if math.isfinite(value)}
 
 
 class _Trainer:
@@ -174,11 +155,11 @@ class _Trainer:
         self.average.add()
         return float(loss.detach())
 
-    def parts(self, mechanism: Mechanism, plan: Plan) -> Parts:
+    def parts(self, mechanism: Mechanism, plan: Plan, cache: Path | None) -> Parts:
         """Return what this job's steps of DP-SGD are made of."""
         privacy = self.job.privacy
         units = units_of(self.cases.patients, privacy.unit)
-        return usual_parts(privacy, units, mechanism, plan.units, self._engine(), self.device)
+        return usual_parts(privacy, units, mechanism, plan.units, self._engine(cache), self.device)
 
     def private_steps(self, count: int, parts: Parts) -> list[float]:
         """Take `count` steps of DP-SGD; return their mean losses, which are private and must not leave as they are."""
@@ -196,17 +177,12 @@ class _Trainer:
             losses.append(loss)
         return losses
 
-    def _engine(self) -> Engine:
-        privacy, images = self.job.privacy, len(self.cases.labels)
+    def _engine(self, cache: Path | None) -> Engine:
+        privacy, usual = self.job.privacy, _images_a_unit(self.job, self.cases)
         if privacy.engine != "auto":
             return ENGINES[privacy.engine]
-        usual = 1 if privacy.unit == "image" else math.ceil(images / self.cases.patient_count)
-        usual = min(usual, privacy.max_images_per_patient) * privacy.augmentations
-        key = (self.job.digest, str(self.device), usual)
-        if key not in _ENGINE_CHOICES:
-            work = Workload(self.cases.images.shape[1:], self.job.task.labels, usual, privacy.physical_batch)
-            _ENGINE_CHOICES[key] = choose_engine(self.network, self.task, work)
-        return ENGINES[_ENGINE_CHOICES[key]]
+        work = Workload(self.cases.images.shape[1:], self.job.task.labels, usual, privacy.physical_batch)
+        return ENGINES[remembered_engine(self.network, self.task, work, self.job, cache)]
 
     def _before_step(self) -> None:
         """What depends on no record: FedProx's pull, and decoupled weight decay (AdamW brings its own)."""
@@ -219,7 +195,7 @@ class _Trainer:
     def _load(self, rows: np.ndarray, random: torch.Generator) -> tuple[Tensor, Tensor]:
         images = torch.from_numpy(np.array(self.cases.images[rows]))
         if self.job.data.augment == "light":
-            images = _augmented(images, random)
+            images = augmented(images, random)
         return images.to(self.device), self.targets[torch.from_numpy(rows)].to(self.device)
 
     def _precision(self) -> AbstractContextManager[object]:
@@ -269,6 +245,12 @@ class _Average:
             weight.copy_(mean)
 
 
+def _images_a_unit(job: Job, cases: CaseSet) -> int:
+    """How many images, each view counted, a usual unit has in a step; more than 1 if any unit has."""
+    images = 1 if job.privacy.unit == "image" else math.ceil(len(cases.labels) / cases.patient_count)
+    return min(images, job.privacy.max_images_per_patient) * job.privacy.augmentations
+
+
 def _optimizer(network: nn.Module, job: Job) -> torch.optim.Optimizer:
     settings, parameters = job.training, trainable(network)
     if settings.optimizer == "adamw":
@@ -307,19 +289,3 @@ def _batches(images: int, steps: int, job: Job, seed: int) -> Iterator[tuple[np.
                 return
             taken += 1
             yield np.sort(order[start : start + job.training.batch_size]), random
-
-
-def _augmented(images: Tensor, random: torch.Generator) -> Tensor:
-    """Shift each image by a few pixels, and mirror half of the 2D ones left to right."""
-    moved = []
-    for image in images:
-        spatial = range(1, image.dim())
-        shifts = [
-            int(torch.randint(-int(SHIFT * image.shape[d]), int(SHIFT * image.shape[d]) + 1, (1,), generator=random))
-            for d in spatial
-        ]
-        image = torch.roll(image, shifts, dims=list(spatial))
-        if image.dim() == 3 and bool(torch.rand(1, generator=random) < 0.5):
-            image = image.flip(-1)
-        moved.append(image)
-    return torch.stack(moved)

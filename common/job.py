@@ -133,7 +133,8 @@ class PrivacySection(Section):
     )
     engine: Name = Field(
         "auto",
-        description='how clipped gradients are made: "plain", "vmap", "hooks", or "auto": the fastest that is right',
+        description='how clipped gradients are made: "plain", "bookkeeping", "vmap", "hooks", "ghost", or "auto": '
+        "the fastest that is right",
     )
     secure_noise: bool = Field(False, description="draw the noise from a cryptographic generator")
     physical_batch: int = Field(64, ge=1, description="images in memory at once; no effect on the result")

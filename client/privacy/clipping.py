@@ -6,16 +6,14 @@ Guarantees, for every engine: adding or removing one unit changes the sum by at 
 of norm 0 contributes 0; one with a NaN or an infinity contributes 0; the norm is that over all parameters together.
 This holds up to the rounding of float32 sums, about a millionth of the norm.
 
-References: Abadi et al., CCS 2016 (clipping); Yousefpour et al., "Opacus", 2021 (per-sample gradients by hooks).
+Reference: Abadi et al., CCS 2016.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -89,69 +87,31 @@ def length(tensors: Sequence[Tensor]) -> Tensor:
     """
     if not tensors:
         return torch.zeros((), dtype=torch.float64)
-    flat = [tensor.reshape(-1) for tensor in tensors]
-    whole = [vector[: len(vector) // PIECE * PIECE].view(-1, PIECE) for vector in flat if len(vector) >= PIECE]
-    rest = torch.cat([vector[len(vector) // PIECE * PIECE :] for vector in flat])
-    norms = [torch.linalg.vector_norm(pieces, dim=1) for pieces in whole]
-    return torch.linalg.vector_norm(torch.cat([*norms, torch.linalg.vector_norm(rest)[None]]), dtype=torch.float64)
+    norms: list[Tensor] = []
+
+    def measured(vector: Tensor) -> Tensor:
+        """Take in what fills whole pieces; return the rest."""
+        whole = len(vector) // PIECE * PIECE
+        if whole:
+            norms.append(torch.linalg.vector_norm(vector[:whole].view(-1, PIECE), dim=1))
+        return vector[whole:]
+
+    rest = measured(torch.cat([measured(tensor.reshape(-1)) for tensor in tensors]))
+    norms.append(torch.linalg.vector_norm(rest)[None])
+    return torch.stack([torch.linalg.vector_norm(torch.cat(norms), dtype=torch.float64)])[0]
 
 
-def hooks(network: nn.Module, loss: Loss, sample: Sample, clip_norm: float) -> tuple[Gradients, float]:
-    """Opacus' hooks: one pass for all images, a gradient an image, summed by unit, then clipped.
-
-    Only for networks on which it was shown to agree with `plain`: it refuses some, and on some it is wrong.
-    """
-    weights, units = _shares(sample)
-    with _per_sample_gradients(network) as wrapped:
-        values = loss(wrapped(sample.images), sample.targets)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Full backward hook is firing")  # true, and without effect here
-            # The hooks take the sum's gradient apart by image, so each image's share of its unit's mean goes in here.
-            (values * weights.to(values.dtype)).sum().backward()  # type: ignore[no-untyped-call]
-        per_image = [_grad_sample(parameter) for parameter in trainable(network)]
-    return _clip_and_sum(per_image, units, sample, clip_norm), _mean_losses(values.detach(), weights, units, sample)
-
-
-def vmap(network: nn.Module, loss: Loss, sample: Sample, clip_norm: float) -> tuple[Gradients, float]:
-    """torch.func's vectorised map: a gradient an image in one pass, summed by unit, then clipped."""
-    weights, units = _shares(sample)
-    names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
-    values = {name: tensor.detach() for name, tensor in (*network.named_parameters(), *network.named_buffers())}
-    fixed = {name: tensor for name, tensor in values.items() if name not in names}
-
-    def of_one(trainable: dict[str, Tensor], image: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = torch.func.functional_call(network, trainable | fixed, (image.unsqueeze(0),))
-        value = loss(outputs, target.unsqueeze(0)).sum()
-        return value * weight.to(value.dtype), value.detach()
-
-    each = torch.func.grad(of_one, has_aux=True)
-    mapped = torch.func.vmap(each, in_dims=(None, 0, 0, 0), randomness="different")
-    gradients, losses = mapped({name: values[name] for name in names}, sample.images, sample.targets, weights)
-    per_image = [gradients[name] for name in names]
-    return _clip_and_sum(per_image, units, sample, clip_norm), _mean_losses(losses, weights, units, sample)
-
-
-def _shares(sample: Sample) -> tuple[Tensor, Tensor]:
+def shares(sample: Sample) -> tuple[Tensor, Tensor]:
     """Each image's share in its unit's mean, and the number of its unit: both (N,)."""
     sizes = torch.tensor(sample.sizes, device=sample.images.device)
     units = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
     return (1.0 / sizes.double())[units], units
 
 
-def _clip_and_sum(per_image: Gradients, units: Tensor, sample: Sample, clip_norm: float) -> Gradients:
-    by_unit = [_sum_by(gradient, units, len(sample.sizes)) for gradient in per_image]
-    lengths = [torch.linalg.vector_norm(gradient.flatten(1), dim=1, dtype=torch.float64) for gradient in by_unit]
-    factors = clip_factors(torch.linalg.vector_norm(torch.stack(lengths), dim=0), clip_norm)
-    keep = factors > 0  # 0 times infinity is no number: what contributes nothing is left out
-    return [torch.tensordot(factors[keep].to(gradient.dtype), gradient[keep], dims=1) for gradient in by_unit]
-
-
-def _mean_losses(values: Tensor, weights: Tensor, units: Tensor, sample: Sample) -> float:
+def mean_losses(values: Tensor, weights: Tensor, units: Tensor, sample: Sample) -> float:
+    """Return the sum over the units of the mean loss of each, from the losses (N,) of the images."""
     means = torch.zeros(len(sample.sizes), device=values.device).index_add_(0, units, values.float() * weights.float())
     return float(torch.nan_to_num(means, nan=0.0, posinf=0.0, neginf=0.0).sum())
-
-
-ENGINES: dict[str, Engine] = {"plain": plain, "vmap": vmap, "hooks": hooks}
 
 
 def clip_factors(norms: Tensor, clip_norm: float) -> Tensor:
@@ -163,34 +123,3 @@ def clip_factors(norms: Tensor, clip_norm: float) -> Tensor:
 def trainable(network: nn.Module) -> list[nn.Parameter]:
     """Return the parameters that training changes, in the order of `Gradients`."""
     return [parameter for parameter in network.parameters() if parameter.requires_grad]
-
-
-@contextmanager
-def _per_sample_gradients(network: nn.Module) -> Iterator[nn.Module]:
-    """Hang Opacus' hooks into the network, and take them out again whatever happens."""
-    from opacus.grad_sample import GradSampleModule
-
-    wrapped = GradSampleModule(network, strict=True, loss_reduction="sum")
-    try:
-        yield wrapped
-    finally:
-        for parameter in network.parameters():
-            parameter.grad = None
-            with suppress(AttributeError):
-                parameter.grad_sample = None  # type: ignore[attr-defined]
-        wrapped.remove_hooks()
-        wrapped.to_standard_module()
-
-
-def _grad_sample(parameter: nn.Parameter) -> Tensor:
-    found = parameter.grad_sample  # type: ignore[attr-defined]
-    # A layer that is used twice leaves a list: the gradient is the sum over its uses.
-    return torch.stack(found).sum(dim=0) if isinstance(found, list) else found
-
-
-def _sum_by(per_image: Tensor, units: Tensor, count: int) -> Tensor:
-    if len(per_image) == count:
-        return per_image
-    return torch.zeros((count, *per_image.shape[1:]), dtype=per_image.dtype, device=per_image.device).index_add_(
-        0, units, per_image
-    )

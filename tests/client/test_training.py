@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from client.dataset import CaseSet
-from client.training import Mechanism, evaluate, plan_steps, train_round
+from client.evaluation import Split, evaluate
+from client.training import Mechanism, plan_steps, train_round
 from common.errors import JobError
 from common.job import parse_job
 from common.networks import build_network, initial_model, tensors_of
@@ -86,7 +87,7 @@ def trained(a_job, data, *, rounds=1, mechanism=None, anchor=None):
         for number in range(1, rounds + 1)
     ]  # fmt: skip
     held_out = cases(seed=9)
-    return network, results, evaluate(network, held_out, task.target(held_out.labels), task, CPU)
+    return network, results, evaluate(network, Split(held_out, task.target(held_out.labels)), task, CPU)
 
 
 @pytest.mark.parametrize("augment", ["none", "light"])
@@ -96,7 +97,7 @@ def test_it_learns_without_privacy(augment):
     assert metrics["eval.auc"] > 0.95
 
 
-@pytest.mark.parametrize("engine", ["plain", "vmap", "hooks"])
+@pytest.mark.parametrize("engine", ["plain", "bookkeeping", "vmap", "hooks"])
 @pytest.mark.parametrize("unit", ["patient", "image"])
 def test_it_learns_with_privacy_whatever_the_engine_and_the_unit(engine, unit):
     a_job, data = job(mechanism="dp-sgd", engine=engine, unit=unit, rate=0.15, epochs=3), cases(150)
@@ -171,7 +172,7 @@ def test_with_averaging_the_mean_of_the_weights_leaves_and_the_steps_are_as_they
     torch.testing.assert_close(weights(2, 0.15), 0.15 * first + 0.85 * weights(2, 0.0))
 
 
-@pytest.mark.parametrize("engine", ["auto", "plain", "vmap", "hooks"])
+@pytest.mark.parametrize("engine", ["auto", "plain", "bookkeeping", "vmap", "hooks"])
 @pytest.mark.parametrize("physical", [1, 2, 3, 7])
 def test_the_physical_batch_bounds_what_is_in_memory_and_has_no_effect_on_the_result(engine, physical):
     # Everyone is sampled and there is no noise, so that two runs can be compared.
@@ -210,7 +211,9 @@ def test_a_network_that_keeps_statistics_of_images_is_refused_with_privacy():
 
 
 def test_an_unknown_engine_is_refused_before_any_privacy_is_spent():
-    with pytest.raises(JobError, match='unknown engine "ghost"'):
+    with pytest.raises(JobError, match='unknown engine "gost"'):
+        plan_steps(job(mechanism="dp-sgd", engine="gost"), cases())
+    with pytest.raises(JobError, match="ghost takes one image"):
         plan_steps(job(mechanism="dp-sgd", engine="ghost"), cases())
 
 
@@ -218,7 +221,7 @@ def test_a_model_that_has_come_apart_is_evaluated_without_metrics_and_without_a_
     task, data, network = build_task(job().task), cases(), build_network(job(), 2)
     with torch.no_grad():
         next(network.parameters()).fill_(float("nan"))
-    assert set(evaluate(network, data, task.target(data.labels), task, CPU)) == {
+    assert set(evaluate(network, Split(data, task.target(data.labels)), task, CPU)) == {
         "eval.images", "eval.patients", "eval.seconds",
     }  # fmt: skip
 
@@ -292,7 +295,7 @@ def test_evaluation_changes_nothing_and_leaves_no_metric_that_may_not_leave():
     network, _, metrics = trained(job(), cases())
     assert set(metrics) <= set(METRIC_FIELDS)
     before, task, data = tensors_of(network), build_task(job().task), cases()
-    evaluate(network, data, task.target(data.labels), task, CPU)
+    evaluate(network, Split(data, task.target(data.labels)), task, CPU)
     assert all(np.array_equal(tensor, before[name]) for name, tensor in tensors_of(network).items())
 
 
