@@ -56,7 +56,8 @@ def _privacy(
 
     Prints a lower bound on epsilon from what the attack guessed right, beside the upper bound that the job claims. A
     low bound proves nothing. A bound above the claim, or a meter's alarm, proves a fault: the exit code is then 1.
-    Nothing leaves this machine, and no privacy budget is spent: no model is released.
+    Nothing leaves this machine and no privacy budget is spent: no model is released. What is printed of a site's own
+    images is for the site.
 
     Example: wardround audit privacy job.toml
              wardround audit privacy job.toml --kit kits/sites/north --attack all
@@ -112,7 +113,7 @@ def _one_run(cases: CaseSet, job: Job, options: Options, console: Console, resul
     with console.status("training with canaries") as status:
         audit = one_run(cases, job, options, lambda line: status.update(f"training with canaries: {line}"))
     results["one_run"] = report.audit_data(audit)
-    _print(console, "Lower bounds on epsilon", report.BOUND_HEADING, report.bound_rows(audit))
+    _print(console, "Lower bounds on epsilon, by method", report.BOUND_HEADING, report.bound_rows(audit))
     _print(console, "Meters", report.METER_HEADING, report.meter_rows(audit))
     console.print("\n".join(report.audit_lines(audit)) + "\n", markup=False, highlight=False)
     return audit.faulty

@@ -13,13 +13,13 @@ from common.job import Job
 from common.privacy import Spending, deltas_of, epsilon_of, noise_for
 from simulations.attacks.bounds import Curve
 
-POINTS = 200
+POINTS = 120
 TAIL = 1e-10
 """The curve is followed up to the epsilon at which delta is this small."""
 LARGEST_EPSILON = 60.0
 STEP = 1.05
 """The least private refuted claim is sought among those with the claimed noise times powers of this."""
-LEAST_NOISE, HIGHEST_POWER = 0.2, 100
+LEAST_NOISE, HIGHEST_POWER = 0.3, 100
 
 
 @dataclass(frozen=True)

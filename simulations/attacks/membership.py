@@ -31,6 +31,8 @@ from simulations.attacks.guessing import ASSUMPTIONS, Bound, View, bounds_of
 
 SMALL_RATES = (0.001, 0.01, 0.1)
 BATCH = 256
+SHRINKAGE = 4
+"""So many models' worth of what holds for all units goes into what is believed of each: shadow models are few."""
 VIEW = "who was a member"
 
 
@@ -127,17 +129,25 @@ def _likelihood_ratios(sure: np.ndarray, members: np.ndarray, target: int) -> np
     """How much likelier each unit's sureness under the target model is for a member, judged by the other models."""
     others = np.arange(len(sure)) != target
     known, inside = sure[others], members[others]
-    means = [_means(known, where) for where in (inside, ~inside)]
-    left = known - np.where(inside, *means)
-    spread = max(float(left.std()), 1e-9)
+    usual, gain = _usual(known, inside)
+    means = [
+        (np.where(where, known, 0.0).sum(axis=0) + SHRINKAGE * (usual + more)) / (where.sum(axis=0) + SHRINKAGE)
+        for where, more in ((inside, gain), (~inside, 0.0))
+    ]
+    spread = max(float((known - np.where(inside, *means)).std()), 1e-9)
     member, other = (norm.logpdf(sure[target], mean, spread) for mean in means)
     return np.asarray(member - other)
 
 
-def _means(known: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Each unit's mean over the models where it is so; the mean over all units is worth one model more."""
-    overall = known[where].mean() - known.mean() + known.mean(axis=0)
-    return np.asarray((np.where(where, known, 0.0).sum(axis=0) + overall) / (where.sum(axis=0) + 1))
+def _usual(known: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, float]:
+    """How sure models are of each unit that they were not trained with, and how much surer training makes them."""
+    gain = float(known[inside].mean() - known[~inside].mean())
+    usual = np.zeros(known.shape[1])
+    for _ in range(3):  # each depends a little on the other, as coins do not fall evenly
+        bare = known - gain * inside
+        usual = (bare.sum(axis=0) + SHRINKAGE * bare.mean()) / (len(bare) + SHRINKAGE)
+        gain = float((known - usual)[inside].mean() - (known - usual)[~inside].mean())
+    return usual, gain
 
 
 def _hits_at(scores: np.ndarray, members: np.ndarray, rate: float) -> float:

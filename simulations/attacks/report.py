@@ -10,7 +10,7 @@ from typing import Any
 from simulations.attacks.guessing import ASSUMPTIONS, Bound
 from simulations.attacks.inversion import Inversion
 from simulations.attacks.membership import SMALL_RATES, Membership
-from simulations.attacks.one_run import METERS, VIEWS, Audit
+from simulations.attacks.one_run import METERS, METHODS, VIEWS, Audit
 from simulations.attacks.suite import Planted
 
 LIMITS = (
@@ -19,17 +19,17 @@ LIMITS = (
     "about another job, nor about what leaves a site by any other way than its updates."
 )
 
-BOUND_HEADING = ("attacker sees", "method", "epsilon at least", "score", "evidence", "above the claim")
+BOUND_HEADING = ("attacker sees", *METHODS)
 METER_HEADING = ("meter", "read", "due", "")
 MEMBERSHIP_HEADING = (
     "training",
     "models",
     "AUC",
-    *(f"TPR at FPR {rate:g}" for rate in SMALL_RATES),
-    "epsilon at least",
+    *(f"TPR at {100 * rate:g} % FPR" for rate in SMALL_RATES),
+    "epsilon",
 )
 INVERSION_HEADING = ("rebuilt from", "PSNR (dB)", "SSIM")
-PLANTED_HEADING = ("fault", "claimed epsilon", "audited lower bound", "caught by an attack", "caught by a meter")
+PLANTED_HEADING = ("fault", "claimed epsilon", "audited lower bound", "above the claim", "meters' alarms")
 
 
 def audit_lines(audit: Audit) -> list[str]:
@@ -64,10 +64,11 @@ def _share(best: Bound, claimed: float) -> str:
 
 
 def bound_rows(audit: Audit) -> list[tuple[str, ...]]:
-    """Return a row for each bound: what was seen, method, epsilon, by which score, evidence, and whether it refutes."""
+    """Return a row for each view: what was seen, and epsilon by each method, marked where it is above the claim."""
+    views = dict.fromkeys(bound.view for bound in audit.bounds)
     return [
-        (bound.view, bound.method, f"{bound.epsilon:.2f}", bound.score, bound.evidence, "yes" if bound.refutes else "")
-        for bound in audit.bounds
+        (view, *(f"{bound.epsilon:.2f}{' FAULT' * bound.refutes}" for bound in audit.bounds if bound.view == view))
+        for view in views
     ]
 
 
@@ -111,8 +112,9 @@ def membership_row(found: Membership) -> tuple[str, ...]:
 def membership_lines(results: Sequence[Membership]) -> list[str]:
     """Return what membership inference came to, in words."""
     lines = [
-        f"{results[0].units} units, each in the training of half of the models. AUC 0.5 is guessing; what matters is how "
-        "many members are recognised while hardly anybody else is called one. The bounds are from one model's units."
+        f"{results[0].units} units, each in the training of half of the models. AUC 0.5 is guessing; what matters is "
+        "how many members are recognised (TPR) while hardly anybody else is called one (FPR). The bounds are from one "
+        "model's units."
     ]
     for found in results:
         if found.refuted:
@@ -164,7 +166,7 @@ def inversion_data(found: Inversion) -> dict[str, Any]:
 
 def planted_row(found: Planted) -> tuple[str, ...]:
     """Return a row: fault, claimed epsilon, audited lower bound, and whether an attack or a meter caught it."""
-    audit, name = found.audit, found.fault.name if found.fault else "none (honest training)"
+    audit, name = found.audit, found.fault.name if found.fault else "none: honest training"
     alarms = ", ".join(reading.meter.split(",")[0] for reading in audit.readings if reading.alarm)
     return (name, f"{audit.epsilon:.2f}", f"{audit.best.epsilon:.2f}", "yes" if audit.refuted else "no", alarms or "no")
 
