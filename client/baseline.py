@@ -58,6 +58,7 @@ def train_alone(site: Site, job: Job) -> Alone:
             mechanism=mechanism,
             anchor=start,
             device=site.device,
+            cache=bench.cache,
         )
         value = float(number)  # without a validation metric the last model is kept
         if validation is not None:

@@ -22,7 +22,7 @@ class Bench:
     """A job's network, task and decoded cases, for the data whose digest is `data_digest`.
 
     `splits` holds "train", and of "validation" and "test" those that have a case. `sharing` names the other collections
-    that have patients of this one.
+    that have patients of this one; `cache` is the folder of what may be kept between processes.
     """
 
     job: Job
@@ -31,6 +31,7 @@ class Bench:
     task: Task
     splits: dict[str, Split] = field(repr=False)
     sharing: tuple[str, ...] = ()
+    cache: Path | None = None
 
     @property
     def training(self) -> Split:
@@ -54,4 +55,4 @@ def set_up(catalog: Catalog, job: Job, cache: Path, device: torch.device) -> Ben
     if not job.private and len(set(splits["train"].cases.labels)) < 2:
         raise RefusedError("the training split has one class only")
     network = build_network(job, task.outputs).to(device)
-    return Bench(job, digest, network, task, splits, catalog.sharing(collection))
+    return Bench(job, digest, network, task, splits, catalog.sharing(collection), cache)

@@ -89,7 +89,9 @@ class TrainingSection(Section):
         lt=1,
         description="decay of the mean of the weights over a round's steps, which is what leaves (0: the last weights)",
     )
-    mixed_precision: bool = Field(True, description="use mixed precision where there is a GPU (no effect on a CPU)")
+    mixed_precision: bool = Field(
+        True, description="use mixed precision where there is a GPU (no effect on a CPU, nor with privacy)"
+    )
 
 
 class AggregationSection(Section):

@@ -31,7 +31,16 @@ from client.privacy.layers import Grouping, Summed, work_on
 def bookkeeping(network: nn.Module, loss: Loss, sample: Sample, clip_norm: float) -> tuple[Gradients, float]:
     """One pass for all units. Raises TypeError for a network with parameters outside layers that can be watched."""
     weights, units = shares(sample)
-    grouping = Grouping(sample.sizes, units)
+    # What is summed must be as long as what was measured: no convolution on a GPU may round its numbers to 10 bits.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        values, gradients = _pass(network, loss, sample, Grouping(sample.sizes, units), weights, clip_norm)
+    return gradients, mean_losses(values, weights, units, sample)
+
+
+def _pass(
+    network: nn.Module, loss: Loss, sample: Sample, grouping: Grouping, weights: Tensor, clip_norm: float
+) -> tuple[Tensor, Gradients]:
+    """The images' losses, and the sum of the units' clipped gradients."""
     with _watched(network, grouping) as (anchor, books):
         values = loss(network(sample.images), sample.targets)
     total = (values * weights.to(values.dtype)).sum()
@@ -45,7 +54,7 @@ def bookkeeping(network: nn.Module, loss: Loss, sample: Sample, clip_norm: float
         for book in books:
             if book.summed is not None:
                 found.update(zip(book.parameters, book.summed.weighted(factors), strict=True))
-    return [found[parameter] for parameter in trainable(network)], mean_losses(values.detach(), weights, units, sample)
+    return values.detach(), [found[parameter] for parameter in trainable(network)]
 
 
 @dataclass

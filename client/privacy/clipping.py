@@ -90,15 +90,16 @@ def length(tensors: Sequence[Tensor]) -> Tensor:
     norms: list[Tensor] = []
 
     def measured(vector: Tensor) -> Tensor:
-        """Take in what fills whole pieces; return the rest."""
-        whole = len(vector) // PIECE * PIECE
-        if whole:
-            norms.append(torch.linalg.vector_norm(vector[:whole].view(-1, PIECE), dim=1))
-        return vector[whole:]
+        """Take in what fills pieces; return the rest."""
+        full = len(vector) // PIECE * PIECE
+        if full:
+            norms.append(torch.linalg.vector_norm(vector[:full].view(-1, PIECE), dim=1))
+        return vector[full:]
 
     rest = measured(torch.cat([measured(tensor.reshape(-1)) for tensor in tensors]))
     norms.append(torch.linalg.vector_norm(rest)[None])
-    return torch.stack([torch.linalg.vector_norm(torch.cat(norms), dtype=torch.float64)])[0]
+    whole: Tensor = torch.linalg.vector_norm(torch.cat(norms), dtype=torch.float64)
+    return whole
 
 
 def shares(sample: Sample) -> tuple[Tensor, Tensor]:
