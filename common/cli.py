@@ -26,34 +26,58 @@ COMMANDS = {
     "runs": ("server.cli:runs", "List runs, or show one."),
     "sites": ("server.cli:sites", "List the federation's sites and whether they are here."),
     "site": ("client.cli:app", "A hospital's side: enrol, import images, check, start."),
+    "audit": ("common.cli:audit", "Verify and report what a site did; attack a training to test its privacy."),
 }
 """Every top-level command: where it lives, and its line in `wardround --help`."""
+
+AUDIT_COMMANDS = {
+    "verify": ("client.audit_cli:verify", "Check a site's audit log and ledger: is every entry as it was written?"),
+    "export": ("client.audit_cli:export", "Write the report for a data protection officer, as HTML and Markdown."),
+    "privacy": ("simulations.attack_cli:privacy", "Attack a job's training, beside the epsilon that it claims."),
+}
+"""The commands of `wardround audit`, from two packages that do not know each other."""
 
 
 class LazyGroup(TyperGroup):
     """A group that imports a command's module when the command is used, so that help needs no torch."""
 
+    table = COMMANDS
+
     def list_commands(self, ctx: object) -> list[str]:
         """Return the names, in the table's order."""
-        return list(COMMANDS)
+        return list(self.table)
 
     def get_command(self, ctx: object, cmd_name: str):  # type: ignore[no-untyped-def]  # noqa: ANN201
-        """Import the command `cmd_name`; for a help listing, only its line of help."""
-        if cmd_name not in COMMANDS:
+        """Return the command `cmd_name` for a help listing: only its line of help."""
+        if cmd_name not in self.table:
             return None
-        place, line = COMMANDS[cmd_name]
-        if _is_listing():
-            import click
+        import click
 
-            return click.Command(cmd_name, short_help=line, help=line)
-        module, attribute = place.split(":")
-        command = get_command(cast(typer.Typer, getattr(importlib.import_module(module), attribute)))
-        command.name = cmd_name
-        return command
+        line = self.table[cmd_name][1]
+        return click.Command(cmd_name, short_help=line, help=line)
+
+    def resolve_command(self, ctx, args):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+        """Import the command that is used."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if name in self.table:
+            module, attribute = self.table[name][0].split(":")
+            command = get_command(cast(typer.Typer, getattr(importlib.import_module(module), attribute)))
+            command.name = name
+        return name, command, rest
 
 
-def _is_listing() -> bool:
-    return all(argument.startswith("-") for argument in sys.argv[1:])
+class AuditGroup(LazyGroup):
+    """The group `wardround audit`."""
+
+    table = AUDIT_COMMANDS
+
+
+audit = typer.Typer(cls=AuditGroup, no_args_is_help=True, add_completion=False, help=COMMANDS["audit"][1])
+
+
+@audit.callback(help=COMMANDS["audit"][1])
+def _audit() -> None:
+    """Make this a group: Typer makes nothing of an app without a command or a callback."""
 
 
 app = typer.Typer(

@@ -80,6 +80,20 @@ def verify_log(path: Path, *, witnesses: Sequence[Head] = (), public_key: str = 
     return sorted(set(faults), key=lambda fault: (fault.line, fault.name))
 
 
+def readable(path: Path) -> list[Entry]:
+    """Return the entries whose lines are as they were written, in the order in which they stand.
+
+    Raises DataError when the file is there but can't be read.
+    """
+    try:
+        placed, _ = _read(path.read_bytes().split(b"\n")[:-1])
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise DataError(f"{path}: the audit log can't be read: {error.strerror}") from error
+    return [found.entry for found in placed]
+
+
 def is_cut_short(rest: bytes) -> bool:
     """Whether what follows the last whole line can be what a crash left of an entry."""
     if _is_whole_entry(rest):
