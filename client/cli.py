@@ -15,6 +15,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from client import steward_cli
+from client.options import JsonOption, KitArgument, KitOption
 from common.errors import UsageError
 from common.kit import find_kit
 
@@ -28,15 +30,6 @@ class PatientFrom(StrEnum):
 
     FILE = "file"
     FOLDER = "folder"
-
-
-KitOption = Annotated[
-    Path | None, typer.Option("--kit", help="The site's kit folder (default: $WARDROUND_KIT, else the current folder).")
-]
-KitArgument = Annotated[
-    Path | None, typer.Argument(help="The site's kit folder (default: $WARDROUND_KIT, else the current folder).")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
 @app.command()
@@ -242,3 +235,7 @@ def releases(kit: KitOption = None, as_json: JsonOption = False) -> None:
             table.add_row(when, str(message.round), message.kind, message.status, f"{message.bytes:,}", epsilon)
         Console().print(table)
     typer.echo("Each with its fields, SHA-256 and job digest: --json")
+
+
+for command in (steward_cli.policy, steward_cli.jobs, steward_cli.approve, steward_cli.deny, steward_cli.budget):
+    app.command()(command)

@@ -6,14 +6,18 @@ stricter policy takes effect at once, also for runs under way.
 
 from __future__ import annotations
 
+import datetime
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import tomlkit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from tomlkit.exceptions import TOMLKitError
 
-from common.errors import RefusedError, UsageError
+from common.errors import RefusedError, UsageError, WaitingError
 from common.faults import explain
 from common.files import read_text
 from common.job import Job
@@ -21,48 +25,92 @@ from common.release import Basis
 
 FILE_NAME = "policy.toml"
 
-DEFAULT_POLICY = """\
-# What this hospital allows a job to do. Whatever is not allowed here is refused.
-# It is read again for every message: a change takes effect at once.
-
-collections = []             # the collections that jobs may train on; [] allows none, ["*"] all
-tasks = ["classification"]   # the kinds of task allowed
-networks = ["*"]             # the networks allowed, by name; ["*"] all
-strategies = ["*"]           # the strategies allowed, by name; ["*"] all
-require_privacy = true       # refuse a job without differential privacy
-image_unit = false           # allow a job to protect single images rather than whole patients
-max_epsilon_per_run = 8.0    # largest epsilon that one run may spend
-max_epsilon_for_life = 10.0  # largest epsilon that all runs together may spend on one collection
-max_delta = 1e-5             # largest delta
-secure_noise = false         # insist on noise from a cryptographic generator
-min_patients = 20            # smallest number of patients in the training split
-min_evaluation_patients = 5  # below this, no evaluation metric leaves (the training still may)
-metrics = "noised"           # how metrics on validation and test splits may leave: "noised", "exact" or "none"
-releasable_splits = []       # splits declared releasable, e.g. ["test"]: their metrics leave exactly, unless "none"
-counts = "noised"            # how the number of training patients may leave: "noised", or "public": exactly
-"""
+HOURS = r"^$|^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$"
 
 
 class Policy(BaseModel):
-    """A hospital's policy. Every field has the meaning that `DEFAULT_POLICY` states beside it."""
+    """A hospital's policy. The defaults are what a site has as installed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    collections: tuple[str, ...]
-    tasks: tuple[str, ...] = ("classification",)
-    networks: tuple[str, ...] = ("*",)
-    strategies: tuple[str, ...] = ("*",)
-    require_privacy: bool = True
-    image_unit: bool = False
-    max_epsilon_per_run: float = Field(8.0, gt=0)
-    max_epsilon_for_life: float = Field(10.0, gt=0)
-    max_delta: float = Field(1e-5, gt=0, lt=1)
-    secure_noise: bool = False
-    min_patients: int = Field(20, ge=1)
-    min_evaluation_patients: int = Field(5, ge=1)
-    metrics: Literal["noised", "exact", "none"] = "noised"
-    releasable_splits: tuple[Literal["validation", "test"], ...] = ()
-    counts: Literal["noised", "public"] = "noised"
+    collections: tuple[str, ...] = Field(
+        description='the collections that jobs may train on; [] allows none, ["*"] all'
+    )
+    tasks: tuple[str, ...] = Field(("classification",), description="the kinds of task allowed")
+    networks: tuple[str, ...] = Field(("*",), description='the networks allowed, by name; ["*"] all')
+    strategies: tuple[str, ...] = Field(("*",), description='the strategies allowed, by name; ["*"] all')
+    approval: Literal["none", "each-job"] = Field(
+        "none", description='"each-job": a person must approve every job (wardround site approve)'
+    )
+    hours: str = Field("", pattern=HOURS, description='local time in which jobs may work, as "18:00-07:00"; "" always')
+    require_privacy: bool = Field(True, description="refuse a job without differential privacy")
+    trust_coordinator: bool = Field(
+        False, description="allow central privacy: the coordinator, and it alone, sees this site's exact updates"
+    )
+    image_unit: bool = Field(False, description="allow a job to protect single images rather than whole patients")
+    max_epsilon_per_run: float = Field(8.0, gt=0, description="largest epsilon that one run may spend")
+    max_epsilon_for_life: float = Field(
+        10.0, gt=0, description="largest epsilon that all runs together may spend on one collection"
+    )
+    max_delta: float = Field(1e-5, gt=0, lt=1, description="largest delta")
+    secure_noise: bool = Field(False, description="insist on noise from a cryptographic generator")
+    min_patients: int = Field(20, ge=1, description="smallest number of patients in the training split")
+    min_evaluation_patients: int = Field(
+        5, ge=1, description="below this, no evaluation metric leaves (the training still may)"
+    )
+    metrics: Literal["noised", "exact", "none"] = Field(
+        "noised", description='how metrics on validation and test splits may leave: "noised", "exact" or "none"'
+    )
+    releasable_splits: tuple[Literal["validation", "test"], ...] = Field(
+        (), description='splits declared releasable, as ["test"]: their metrics leave exactly, unless "none"'
+    )
+    counts: Literal["noised", "public"] = Field(
+        "noised", description='how the number of training patients may leave: "noised", or "public": exactly'
+    )
+
+
+def change_policy(text: str, changes: Mapping[str, str], source: str) -> str:
+    """Return the text of a policy file with some values changed; comments, order and all else stay.
+
+    `changes` are TOML values by key; a word that is no TOML stands for itself, in quotes.
+
+    Raises
+    ------
+    UsageError
+        The text is no TOML, a key is unknown, or a value is wrong: as a whole, the policy would not be valid.
+    """
+    try:
+        document = tomlkit.parse(text)
+    except TOMLKitError as error:
+        raise UsageError(f"{source}: not valid TOML: {error}") from error
+    for name, value in changes.items():
+        try:
+            document[name] = tomlkit.value(value)
+        except TOMLKitError:
+            document[name] = value
+    changed = tomlkit.dumps(document)
+    parse_policy(changed, source)
+    return changed
+
+
+def policy_text(policy: Policy) -> str:
+    """Return the policy as the text of a policy file, each line with its meaning."""
+    values = {name: f"{name} = {tomlkit.item(value).as_string()}" for name, value in _plain(policy).items()}
+    width = max(map(len, values.values()))
+    lines = [f"{line:<{width}}  # {Policy.model_fields[name].description}" for name, line in values.items()]
+    return "\n".join((*HEADING, "", *lines, ""))
+
+
+def _plain(policy: Policy) -> dict[str, object]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in policy}
+
+
+HEADING = (
+    "# What this hospital allows a job to do. Whatever is not allowed here is refused.",
+    "# It is read again for every message: a change takes effect at once.",
+)
+DEFAULT_POLICY = policy_text(Policy(collections=()))
+"""The policy as installed: it allows no collection yet."""
 
 
 @dataclass(frozen=True)
@@ -86,17 +134,21 @@ def read_policy(kit_folder: Path) -> Policy:
     path = kit_folder / FILE_NAME
     try:
         text = read_text(path)
-        table = tomllib.loads(text)
     except FileNotFoundError as error:
         raise RefusedError(f"no {FILE_NAME}: this site has no policy, so it refuses every job") from error
     except OSError as error:
         raise UsageError(f"{path}: the policy can't be read: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path}: not valid TOML: {error}") from error
+    return parse_policy(text, str(path))
+
+
+def parse_policy(text: str, source: str) -> Policy:
+    """Read a policy from the text of a policy file. Raises UsageError, in one line, for a wrong key or value."""
     try:
-        return Policy.model_validate(table)
+        return Policy.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{source}: not valid TOML: {error}") from error
     except ValidationError as error:
-        raise UsageError(explain(error, Policy, str(path), text).replace("\n", "; ")) from error
+        raise UsageError(explain(error, Policy, source, text).replace("\n", "; ")) from error
 
 
 def check_job(policy: Policy, job: Job) -> None:
@@ -141,6 +193,19 @@ def metrics_basis(policy: Policy, job: Job, split: str, evaluation_patients: int
     if not job.private:
         return "exact"
     return "declared" if policy.metrics == "exact" or split in policy.releasable_splits else "noised"
+
+
+def check_hours(policy: Policy, now: datetime.time) -> None:
+    """Check that jobs may work at `now`, local time; the end of the hours is excluded, and they may pass midnight.
+
+    Raises WaitingError: the run goes on when the time has come.
+    """
+    if not policy.hours:
+        return
+    start, end = (datetime.time.fromisoformat(text) for text in policy.hours.split("-"))
+    within = start <= now < end if start < end else now >= start or now < end
+    if not within:
+        raise WaitingError(f"this site works on jobs from {start:%H:%M} to {end:%H:%M} of its local time")
 
 
 def count_basis(policy: Policy, job: Job) -> Basis:

@@ -6,6 +6,7 @@ trainer. Nothing here knows of messages or networks of computers.
 
 from __future__ import annotations
 
+import datetime
 import logging
 import threading
 from pathlib import Path
@@ -13,10 +14,11 @@ from pathlib import Path
 import torch
 
 from client.account import Account
+from client.approvals import require_approval
 from client.bench import Bench, set_up
 from client.catalog import Catalog
 from client.outbox import recall, remember, request_key
-from client.policy import Cohort, check_cohort, check_job, read_policy
+from client.policy import Cohort, check_cohort, check_hours, check_job, read_policy
 from client.privacy.ledger import Ledger
 from client.record import site_log
 from client.training import pick_device
@@ -98,6 +100,9 @@ class Site:
         if self.name not in job.sites:
             raise RefusedError("the job does not name this site")
         check_job(policy, job)
+        require_approval(self.log, policy, job)
+        if request.kind != "consent":
+            check_hours(policy, datetime.datetime.now().astimezone().time())
         bench = self.bench(job)
         check_cohort(policy, Cohort(bench.training.cases.patient_count, 0))
         account = Account(self.ledger, job, request.run, policy, bench.sharing)

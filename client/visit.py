@@ -15,6 +15,7 @@ import torch
 
 from client.account import Account
 from client.bench import Bench
+from client.budget import check_run
 from client.counts import NOISE, Count, noised_count
 from client.evaluation import exact_metrics, noised_metrics, predict
 from client.policy import Policy, count_basis, metrics_basis
@@ -44,6 +45,8 @@ class Visit:
     def consent(self) -> Answer:
         """Say whether the whole run fits here, before a model is sent; the count of units leaves with it."""
         count = self._count()
+        if self.request.job.private:
+            check_run(self.account, self._plan(count), self.request.number)
         return self._answer(count, Numbers(training=self._training(count)))
 
     def train(self) -> Answer:
@@ -64,6 +67,7 @@ class Visit:
             anchor=request.model,
             device=self.device,
             plan=plan,
+            cache=bench.cache,
         )
         log.info("run %s round %d trained: %d steps", request.run, request.number, result.steps)
         training = self._training(count, result.loss)

@@ -60,9 +60,8 @@ def federation(folder, port, **settings):
     kits = create_kits(parse_federation(text, "federation.toml"), folder, **settings)
     kit = read_kit(kits / "sites" / "north", "site")
     accept(kit, admit(kits, enrol(kit)))
-    (kit.folder / "policy.toml").write_text(
-        DEFAULT_POLICY.replace("collections = []", 'collections = ["*"]').replace("= true      #", "= false      #")
-    )
+    allowed = DEFAULT_POLICY.replace("collections = []", 'collections = ["*"]')
+    (kit.folder / "policy.toml").write_text(allowed.replace("require_privacy = true", "require_privacy = false"))
     return kits
 
 
