@@ -18,7 +18,7 @@ from simulations.attacks.claim import Claim, largest_refuted
 
 Method = Literal["one run", "whole curve", "rates"]
 ASSUMPTIONS: dict[Method, str] = {
-    "one run": "nothing (Steinke et al. 2023)",
+    "one run": "nothing",
     "whole curve": "steps of the sampled Gaussian mechanism (Mahloujifar et al. 2025)",
     "rates": "the same, and canaries that do not hang together (Clopper and Pearson)",
 }

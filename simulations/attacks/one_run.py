@@ -61,6 +61,11 @@ class Audit:
         return max(self.bounds, key=lambda bound: (bound.refutes, bound.epsilon))
 
     @property
+    def assuming_nothing(self) -> float:
+        """The largest of the bounds that assume nothing of the training."""
+        return max(bound.epsilon for bound in self.bounds if bound.method == "one run")
+
+    @property
     def refuted(self) -> bool:
         """Whether an attack refutes the claim: what was trained is less private than what was accounted."""
         return self.best.refutes

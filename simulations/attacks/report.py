@@ -29,7 +29,7 @@ MEMBERSHIP_HEADING = (
     "epsilon",
 )
 INVERSION_HEADING = ("rebuilt from", "PSNR (dB)", "SSIM")
-PLANTED_HEADING = ("fault", "claimed epsilon", "audited lower bound", "above the claim", "meters' alarms")
+PLANTED_HEADING = ("fault", "claimed epsilon", "audited lower bound", "assuming nothing", "caught", "meters' alarms")
 
 
 def audit_lines(audit: Audit) -> list[str]:
@@ -40,10 +40,11 @@ def audit_lines(audit: Audit) -> list[str]:
         f"({audit.claim.spending.steps} steps).",
         f"Attacked: epsilon is at least {best.epsilon:.2f}, with {100 * audit.confidence:g} % confidence "
         f"({size.gradient_canaries} gradient and {size.image_canaries} image canaries, each in by the toss of a coin).",
-        f"The best attack saw {VIEWS[best.view]}: {best.evidence}.",
+        f"The best attack saw {VIEWS[best.view]}: {best.evidence}. Its bound assumes {ASSUMPTIONS[best.method]}; "
+        f"without any assumption epsilon is at least {audit.assuming_nothing:.2f} (Steinke et al. 2023).",
     ]
     if audit.refuted:
-        lines.append(f"FAULT: this training is less private than it claims (it assumes {ASSUMPTIONS[best.method]}).")
+        lines.append("FAULT: this training is less private than it claims.")
     for reading in audit.readings:
         if reading.alarm:
             lines.append(
@@ -87,6 +88,7 @@ def audit_data(audit: Audit) -> dict[str, Any]:
         "claimed_epsilon": audit.epsilon,
         "delta": audit.claim.delta,
         "audited_epsilon": audit.best.epsilon,
+        "audited_epsilon_assuming_nothing": audit.assuming_nothing,
         "confidence": audit.confidence,
         "meters_confidence": max(audit.confidence, METERS),
         "faulty": audit.faulty,
@@ -165,10 +167,11 @@ def inversion_data(found: Inversion) -> dict[str, Any]:
 
 
 def planted_row(found: Planted) -> tuple[str, ...]:
-    """Return a row: fault, claimed epsilon, audited lower bound, and whether an attack or a meter caught it."""
+    """Return a row: fault, claimed epsilon, lower bounds, whether one is above the claim, and which meters alarm."""
     audit, name = found.audit, found.fault.name if found.fault else "none: honest training"
-    alarms = ", ".join(reading.meter.split(",")[0] for reading in audit.readings if reading.alarm)
-    return (name, f"{audit.epsilon:.2f}", f"{audit.best.epsilon:.2f}", "yes" if audit.refuted else "no", alarms or "no")
+    alarms = ", ".join(dict.fromkeys(reading.kind for reading in audit.readings if reading.alarm))
+    epsilons = (f"{epsilon:.2f}" for epsilon in (audit.epsilon, audit.best.epsilon, audit.assuming_nothing))
+    return (name, *epsilons, "yes" if audit.refuted else "no", alarms or "none")
 
 
 def planted_data(found: Planted) -> dict[str, Any]:
