@@ -103,6 +103,7 @@ def import_(
     Example: wardround site import --collection chest-xray /data/chest --labels labels.csv
     """
     from client.intake.importer import ImportOptions, import_folder
+    from client.record import site_log
 
     found = find_kit(kit, "site")
     options = ImportOptions(
@@ -115,6 +116,8 @@ def import_(
         seed=seed,
     )
     report = import_folder(found.folder, collection, folder, labels, options=options, progress=None)
+    counts = {"indexed": report.indexed, "unchanged": report.unchanged, "removed": report.removed}
+    site_log(found.folder).append("import", {"collection": collection, **counts, "refused": len(report.refused)})
     typer.echo(report.to_json() if as_json else "\n".join(report.lines()))
 
 

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import datetime
 import math
-import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from client.catalog import Catalog
-from client.policy import DEFAULT_POLICY, read_policy
 from client.privacy.rows import Row
 from client.releases import KIND, Release, release_of
+from client.rules import Rule, read_rules
 from client.verification import Verdict, verify_site
 from common.audit import Entry, Head
-from common.errors import DataError, RefusedError, UsageError, WardroundError
+from common.errors import DataError, UsageError, WardroundError
 from common.files import write_atomically
 from common.kit import Kit
 from common.privacy import epsilon_of
@@ -41,15 +39,6 @@ TEXTS = {
     "basis/train": 'on what basis the numbers on training leave: "noised", "declared" or "exact"',
     "basis/eval": 'on what basis the numbers on evaluation leave: "noised", "declared" or "exact"',
 }
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One setting of the policy: its name, its value here as TOML, and what it means in plain words."""
-
-    name: str
-    value: str
-    meaning: str
 
 
 @dataclass(frozen=True)
@@ -171,7 +160,8 @@ def make_report(kit: Kit, witnesses: Sequence[Head] = ()) -> Report:
     """
     verdict = verify_site(kit.folder, witnesses)
     releases = tuple(_releases(verdict.entries))
-    rules, no_policy, limit = _policy(kit.folder)
+    policy, rules, no_policy = read_rules(kit.folder)
+    limit = policy.max_epsilon_for_life if policy else None
     return Report(
         kit=kit,
         made_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -223,34 +213,6 @@ def _releases(entries: Iterable[Entry]) -> Iterator[Release]:
                 yield release_of(entry)
             except DataError:
                 continue  # the verdict counts it; another version wrote it
-
-
-def _policy(folder: Path) -> tuple[tuple[Rule, ...], str, float | None]:
-    """The policy's rules, or why there are none, and the epsilon that it allows for life."""
-    try:
-        policy = read_policy(folder)
-    except (RefusedError, UsageError) as error:
-        return (), str(error), None
-    values = policy.model_dump(mode="json")
-    rules = tuple(Rule(name, _words(value), _meanings().get(name, "")) for name, value in values.items())
-    return rules, "", policy.max_epsilon_for_life
-
-
-def _meanings() -> dict[str, str]:
-    """What each setting means: the words beside it in the policy that `wardround site enrol` writes."""
-    lines = [line for line in DEFAULT_POLICY.splitlines() if " = " in line and "#" in line]
-    known = set(tomllib.loads(DEFAULT_POLICY))
-    return {
-        name: line.split("#", 1)[1].strip() for line in lines if (name := line.split(" = ")[0].lstrip("# ")) in known
-    }
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return "none" if not value else "all" if value == ["*"] else ", ".join(map(str, value))
-    return f"{value:g}" if isinstance(value, float) else str(value) or "not set"
 
 
 def _budgets(rows: Sequence[Row], limit: float | None, catalog: Catalog) -> Iterator[Budget]:

@@ -40,6 +40,7 @@ def kit(kit_folder, write_kit):
             delta=1e-5, to="coordinator.example:9092",
         )  # fmt: skip
         record(kit_folder, release)
+    log.append("import", {"collection": "chest", "indexed": 1234, "unchanged": 0, "removed": 0, "refused": 77})
     log.append("decision", {"job": "e" * 64, "name": "j", "verdict": "denied", "by": "Dr. Noor", "note": "too | broad"})
     return kit_folder
 
@@ -53,7 +54,7 @@ def test_a_whole_record_is_told_with_its_span_and_the_ledger(kit):
     assert done.exit_code == 0
     log_line, ledger_line = done.output.splitlines()
     assert re.match(
-        r"north: 9 entries from 20\S+ to 20\S+: every one as it was written and signed; no witness", log_line
+        r"north: 10 entries from 20\S+ to 20\S+: every one as it was written and signed; no witness", log_line
     )
     assert ledger_line == "north: the privacy ledger agrees with the audit log: 3 entries"
 
@@ -100,7 +101,7 @@ def test_both_put_back_together_are_noticed_with_the_head_that_was_kept(kit, tmp
     done = run(verify, "--kit", kit, "--witness", witness)
     assert done.exit_code == 1
     fault = done.output.splitlines()[0]
-    assert fault == "audit log, line 9: truncated: the log ends with entry 8, but entry 9 was witnessed"
+    assert fault == "audit log, line 10: truncated: the log ends with entry 9, but entry 10 was witnessed"
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "[]"])

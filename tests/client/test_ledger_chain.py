@@ -1,5 +1,6 @@
 """The ledger and the audit log watch each other: whichever is deleted, edited or put back from a copy is named."""
 
+import multiprocessing
 import shutil
 import sqlite3
 
@@ -202,3 +203,26 @@ def test_a_log_that_cannot_be_written_stops_the_training_after_it_was_counted(ki
     with pytest.raises(DataError, match=r"audit\.key"):
         ledger.spend(entry(4), **FREE)
     assert len(ledger.entries()) == 4
+
+
+def _spend_until_refused(kit, run, limit):
+    ledger = open_ledger(kit)
+    try:
+        for number in range(50):
+            ledger.spend(entry(number, run=run), run_limit=99, life_limit=limit)
+    except RefusedError:
+        return
+
+
+def test_two_processes_at_once_neither_overspend_nor_tangle_the_log(kit):
+    context, limit = multiprocessing.get_context("spawn"), epsilon_of([ROUND] * 9, 1e-5)
+    workers = [context.Process(target=_spend_until_refused, args=(kit, run, limit)) for run in ("a", "b")]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    assert len(open_ledger(kit).entries()) == 9
+    told = [found.body["sequence"] for found in site_log(kit).entries() if found.kind == "spending"]
+    assert told == list(range(1, 10))
+    assert verify_log(kit / "audit.jsonl") == []
