@@ -22,6 +22,7 @@ COMMANDS = {
     "kits": ("certs.cli:app", "Create a federation's authority and startup kits; admit, renew and revoke sites."),
     "coordinator": ("server.cli:coordinator", "Start the coordinator of a federation."),
     "job": ("common.job_cli:app", "Check a job file, or list the keys that a job may have."),
+    "plan": ("server.plan_cli:app", "Tell what a job's privacy would cost, before anything runs."),
     "run": ("server.cli:run", "Run a job across the sites it names, or resume a run."),
     "runs": ("server.cli:runs", "List runs, or show one."),
     "sites": ("server.cli:sites", "List the federation's sites and whether they are here."),
