@@ -153,3 +153,8 @@ def test_the_gradient_of_a_unit_in_several_views_is_the_mean_over_them_clipped_o
     sizes = tuple(3 * int(size) for size in np.bincount(PATIENTS))
     expected, _ = plain(network(), loss, Sample(images, targets, sizes), 0.05)
     assert all(torch.allclose(a, b / 6, atol=1e-6) for a, b in zip(found, expected, strict=True))
+
+
+def test_the_jobs_number_of_views_is_the_steps():
+    assert parts(augmentations=5).views == 5
+    assert parts().views == 1
