@@ -110,6 +110,11 @@ class AggregationSection(Section):
     deadline_seconds: float | None = Field(
         None, gt=0, description="close a round after this time (default: wait for all)"
     )
+    approval_seconds: float = Field(
+        604800,
+        ge=0,
+        description="how long a run waits for sites where a person must approve it; then they count as refused",
+    )
     criterion: Name = Field("auc", description="the validation metric by which the best model is kept")
     max_failed_rounds: int = Field(3, ge=1, description="rounds in a row without quorum before the run stops as failed")
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from common.job import Job
 
 SiteStatus = Literal[
+    "agreed",  # it said that the job may run there
     "aggregated",  # its update is in the new model
     "trained",  # its update was good, but the round had no quorum
     "evaluated",  # it sent metrics, as asked
@@ -21,7 +22,7 @@ SiteStatus = Literal[
     "unreached",  # it was not there
     "excluded",  # not asked: it has refused before
 ]
-RoundKind = Literal["train", "validation", "test"]
+RoundKind = Literal["consent", "train", "validation", "test"]
 RunStatus = Literal["queued", "running", "completed", "incomplete", "failed", "interrupted", "stopped"]
 RESUMABLE: tuple[RunStatus, ...] = ("failed", "interrupted", "stopped")
 
@@ -55,6 +56,7 @@ class LateAnswer:
 class RoundRecord:
     """One exchange with the sites.
 
+    `kind` "consent": the sites were asked whether the job may run there, before round `number + 1`.
     `kind` "train": the model before it was evaluated on "validation" (`score` is of that model, the model after round
     `number - 1`), then trained. "validation", "test": the model after round `number` was evaluated; `score` is of it.
     `share` is the part of all known training cases that the updates cover. `whole` is false when the site that has the
@@ -64,7 +66,7 @@ class RoundRecord:
     kind: RoundKind
     number: int
     attempt: int
-    status: Literal["aggregated", "no quorum", "evaluated"]
+    status: Literal["asked", "aggregated", "no quorum", "evaluated"]
     sites: tuple[SiteRound, ...]
     reason: str = ""
     started: float = 0.0
@@ -78,6 +80,8 @@ class RoundRecord:
     @property
     def title(self) -> str:
         """A heading for people."""
+        if self.kind == "consent":
+            return "consent" if self.number == 0 else f"consent after round {self.number}"
         if self.kind != "train":
             return f"{self.kind} of the model after round {self.number}"
         return f"round {self.number}" + (f", attempt {self.attempt}" if self.attempt > 1 else "")

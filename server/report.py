@@ -11,7 +11,16 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from server.records import CoordinatorSeen, ModelFile, RoundRecord, RunDetail, RunSummary, SiteRound, SiteSeen
+from server.records import (
+    CoordinatorSeen,
+    ModelFile,
+    RoundRecord,
+    RunDetail,
+    RunSummary,
+    SiteRound,
+    SiteSeen,
+    SiteStatus,
+)
 
 COLOURS = {
     "completed": "green",
@@ -22,6 +31,7 @@ COLOURS = {
     "running": "cyan",
     "queued": "blue",
 }
+TOOK_PART: tuple[SiteStatus, ...] = ("agreed", "aggregated", "trained", "evaluated")
 HEARTBEAT_SECONDS = 15.0
 """Without a sign of life for this long, the coordinator is taken to be gone."""
 
@@ -67,8 +77,11 @@ def now(progress: Mapping[str, Any] | None) -> str:
     """Return what a running run does at this moment, and for which sites it waits."""
     if progress is None:
         return "starting"
-    what = f"round {progress['number']}" if progress["kind"] == "train" else f"evaluating on {progress['kind']}"
-    waiting = ", ".join(progress["waiting"]) or "nobody"
+    what = {"train": f"round {progress['number']}", "consent": "asking whether the job may run"}.get(
+        progress["kind"], f"evaluating on {progress['kind']}"
+    )
+    people = [f"{site} (a person, or its hours)" for site, status in progress["done"].items() if status == "waiting"]
+    waiting = ", ".join([*progress["waiting"], *people]) or "nobody"
     return f"{what}: waiting for {waiting} ({time.time() - progress['since']:.0f} s)"
 
 
@@ -86,7 +99,7 @@ def run_data(detail: RunDetail) -> dict[str, Any]:
 
 def round_cells(record: RoundRecord) -> tuple[str, ...]:
     """Return a round's numbers: title, sites that counted, loss, score, epsilon, seconds, megabytes received."""
-    counted = record.named("aggregated", "trained", "evaluated")
+    counted = record.named(*TOOK_PART)
     return (
         record.title,
         f"{len(counted)}/{len(record.sites)}",
@@ -128,7 +141,7 @@ def _rounds_table(detail: RunDetail) -> Table:
     heads = ("round", "sites", "loss", criterion, "epsilon", "s", "MB in", "took part", "did not, and why")
     table = Table(*heads, box=None)
     for record in detail.rounds:
-        took_part = ", ".join(record.named("aggregated", "trained", "evaluated"))
+        took_part = ", ".join(record.named(*TOOK_PART))
         style = "red" if record.status == "no quorum" else ("yellow" if record.warnings else "")
         table.add_row(*round_cells(record), took_part, absences(record), style=style)
     if any(record.kind == "train" for record in detail.rounds):
@@ -140,7 +153,7 @@ def absences(record: RoundRecord) -> str:
     """Return why a round failed and which sites took no part and why, a line each."""
     lines = [] if record.status != "no quorum" else [record.reason]
     for site in record.sites:
-        if site.status not in ("aggregated", "trained", "evaluated"):
+        if site.status not in TOOK_PART:
             lines.append(f"{site.site} {site.status}: {site.reason}")
     return "\n".join(lines)
 

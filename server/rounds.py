@@ -20,12 +20,15 @@ from common.errors import RunError, UpdateError
 from common.job import Job
 from common.update import Answer, Request, Tensors, encode_request
 from server.aggregation import RunningMean
+from server.consent import ANSWER_SECONDS, gather, pause
 from server.criterion import build_criterion
 from server.exchange import Exchange, Reply
 from server.records import Kept, LateAnswer, RoundRecord, SiteRound, SiteStatus
 from server.replies import check_answer, check_update
 from server.strategies.registry import build_strategy
 
+SHORTEST_PAUSE, LONGEST_PAUSE = 2.0, 600.0
+"""Before a round is tried again that only lacks sites that wait: doubled each time."""
 log = logging.getLogger("wardround.rounds")
 
 
@@ -79,6 +82,7 @@ class RoundLoop:
         self._criterion = build_criterion(job.aggregation.criterion)
         self._model, self._number, self._best = start.model, start.number, start.best
         self._attempts, self._failed, self._validated = start.attempts, 0, start.validated
+        self._pause = SHORTEST_PAUSE
         self._examples = dict(start.examples)
         self._refused: dict[str, str] = {}
         self._stragglers: list[tuple[str, LateAnswer, float]] = []
@@ -93,6 +97,8 @@ class RoundLoop:
         Stopped
             The run was asked to stop; everything committed so far stands.
         """
+        if self._number < self._job.aggregation.rounds:
+            self._ask_consent()
         while self._number < self._job.aggregation.rounds:
             self._round()
         if not self._validated:
@@ -101,6 +107,24 @@ class RoundLoop:
         model = self._model if kept.round == self._number else self._recorder.load(kept.round)
         self._evaluate("test", model, kept.round)
         return kept
+
+    def _ask_consent(self) -> None:
+        """Ask every site whether the job may run there; wait for those where a person decides."""
+        wanted = self._job.aggregation
+        request = Request("consent", self._run, self._number, self._job, {})
+        record = RoundRecord("consent", self._number, 1, "asked", (), started=time.time())
+
+        def ask(sites: tuple[str, ...], before: Mapping[str, SiteRound]) -> Mapping[str, SiteRound]:
+            others = tuple(row for site, row in before.items() if site not in sites)
+            asked = self._exchange(request, replace(record, sites=others), lambda answer: "agreed", sites)
+            return {row.site: row for row in asked.sites if row.site in sites}
+
+        said = gather(self._job.sites, ask, wanted.approval_seconds, self._stopped)
+        self._refused |= {site: row.reason for site, row in said.items() if row.status == "refused"}
+        self._examples |= {site: row.examples for site, row in said.items() if row.examples}
+        rows = tuple(said[site] for site in self._job.sites)
+        self._recorder.commit(replace(record, sites=rows, seconds=time.time() - record.started), None, self._best)
+        self._require_possible_quorum()
 
     def _round(self) -> None:
         request = Request("train", self._run, self._number + 1, self._job, self._model)
@@ -137,21 +161,32 @@ class RoundLoop:
         record = replace(record, status="aggregated", sites=sites, whole=not warnings, warnings=warnings)
         self._recorder.commit(record, model, self._best)
         self._model, self._number, self._failed = model, record.number, 0
-        self._attempts = 0
+        self._attempts, self._pause = 0, SHORTEST_PAUSE
         log.info("run %s round %d: %d sites aggregated", self._run, self._number, len(trained))
 
     def _commit_failed(self, record: RoundRecord) -> None:
-        """Keep a round without quorum: the model stays, and the same round is tried again."""
+        """Keep a round without quorum: the model stays, and the same round is tried again.
+
+        A round that only lacks sites that wait for their hours, or for a person, has not failed: it is tried later.
+        """
         log.warning("run %s round %d, attempt %d: %s", self._run, record.number, record.attempt, record.reason)
         self._recorder.commit(record, None, self._best)
-        self._failed += 1
         self._attempts += 1
+        self._require_possible_quorum()
+        if record.named("waiting"):
+            self._pause = min(LONGEST_PAUSE, 2 * self._pause)
+            pause(self._pause, self._stopped)
+            return
+        self._failed += 1
+        if self._failed >= self._job.aggregation.max_failed_rounds:
+            raise RunError(f"round {record.number} found no quorum {self._failed} times in a row: {record.reason}")
+
+    def _require_possible_quorum(self) -> None:
+        """Raise RunError when so many sites have refused that no round can find its quorum."""
         left = [site for site in self._job.sites if site not in self._refused]
         if len(left) < self._job.aggregation.min_sites:
             reasons = "; ".join(f"{site} refused: {reason}" for site, reason in self._refused.items())
             raise RunError(f"the quorum of {self._job.aggregation.min_sites} can't be reached any more: {reasons}")
-        if self._failed >= self._job.aggregation.max_failed_rounds:
-            raise RunError(f"round {record.number} found no quorum {self._failed} times in a row: {record.reason}")
 
     def _evaluate(self, split: Literal["validation", "test"], model: Tensors, number: int) -> None:
         request = Request("evaluate", self._run, number, self._job, model, split)
@@ -166,21 +201,28 @@ class RoundLoop:
         )
         self._recorder.commit(replace(record, score=score, warnings=warnings), None, self._best or Kept(number, None))
 
-    def _exchange(self, request: Request, record: RoundRecord, use: Callable[[Answer], SiteStatus]) -> RoundRecord:
-        """Ask the sites, and return `record` with what each of them did, in the job's order of sites."""
+    def _exchange(
+        self,
+        request: Request,
+        record: RoundRecord,
+        use: Callable[[Answer], SiteStatus],
+        only: tuple[str, ...] = (),
+    ) -> RoundRecord:
+        """Ask the sites, or `only` some; return `record` with what each of them did, in the job's order of sites."""
         started = time.monotonic()
-        record = replace(record, started=time.time())
+        record = replace(record, started=record.started or time.time())
+        deadline = self._job.aggregation.deadline_seconds
         exchange = Exchange(
             self._grid,
             self._node_ids,
             encode_request(request),
-            MessageType.TRAIN if request.kind == "train" else MessageType.EVALUATE,
+            MessageType.EVALUATE if request.kind == "evaluate" else MessageType.TRAIN,
             f"{request.kind}-{request.number}",
-            tuple(site for site in self._job.sites if site not in self._refused),
-            self._job.aggregation.deadline_seconds,
+            only or tuple(site for site in self._job.sites if site not in self._refused),
+            min(ANSWER_SECONDS, deadline or ANSWER_SECONDS) if request.kind == "consent" else deadline,
             self._stopped,
         )
-        done: dict[str, SiteRound] = {}
+        done = {row.site: row for row in record.sites}
         self._recorder.progress(record, exchange.sites)
         for reply in exchange.replies():
             site = self._judge(reply, request, use)

@@ -37,7 +37,8 @@ def show_rounds(registry: Registry, run: str, console: Console, check: Callable[
                 description=f"training at {waiting}" if waiting else "training",
             )  # fmt: skip
             # A model is evaluated at the start of the next exchange: its line needs both records.
-            pairs = list(zip((None, *detail.rounds), detail.rounds, strict=False))
+            rounds = [record for record in detail.rounds if record.kind != "consent"]
+            pairs = list(zip((None, *rounds), rounds, strict=False))
             for before, record in pairs[shown:]:
                 if line := _line(before, record, detail.summary.rounds):
                     progress.console.print(line, highlight=False)

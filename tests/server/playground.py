@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 from flwr.app import Error, Message, MessageType
@@ -26,6 +27,7 @@ class PlaygroundGrid(Grid):
         self.behaviours = {self.node_ids[name]: behaviour for name, behaviour in sites.items()}
         self.away: set[str] = set()
         self.asked: list[tuple[str, Request]] = []
+        self.consents: dict[str, list[Answer]] = {}
         self._waiting: dict[str, Message] = {}
         self._pushed = 0
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, SUPERLINK_NODE_ID
@@ -54,7 +56,9 @@ class PlaygroundGrid(Grid):
             self._pushed += 1
             message.metadata.__dict__["_message_id"] = f"m{self._pushed}"
             self._waiting[message.metadata.message_id] = message
-            self.asked.append((self.name_of(message.metadata.dst_node_id), decode_request(message.content)))
+            request = decode_request(message.content)
+            if request.kind != "consent":
+                self.asked.append((self.name_of(message.metadata.dst_node_id), request))
             taken.append(message.metadata.message_id)
         return taken
 
@@ -69,6 +73,9 @@ class PlaygroundGrid(Grid):
         if name in self.away:
             del self._waiting[message_id]
             return Message(Error(ErrorCode.NODE_UNAVAILABLE, "no heartbeat"), reply_to=message)
+        if (asked := decode_request(message.content)).kind == "consent":
+            del self._waiting[message_id]
+            return Message(encode_answer(self._consent(name, asked)), reply_to=message)
         try:
             answer = self.behaviours[message.metadata.dst_node_id](decode_request(message.content))
         except RuntimeError as error:
@@ -77,6 +84,12 @@ class PlaygroundGrid(Grid):
             return None
         del self._waiting[message_id]
         return Message(answer if isinstance(answer, Error) else encode_answer(answer), reply_to=message)
+
+    def _consent(self, name: str, request: Request) -> Answer:
+        """What the site says when it is asked whether the job may run: yes, unless `consents` has other answers."""
+        planned = self.consents.get(name, [])
+        said = planned.pop(0) if len(planned) > 1 else planned[0] if planned else Answer(name, "", 0, "ok")
+        return replace(said, site=name, job_digest=request.job.digest, number=request.number)
 
 
 class NamelessGrid(PlaygroundGrid):

@@ -175,7 +175,7 @@ def test_a_site_process_that_dies_in_a_round_is_asked_again_when_it_is_back(live
     live.end("south", signal.SIGKILL)
     live.start_site("south")
     wait_until(lambda: registry.summary(name).status == "completed", 90)
-    assert registry.run_detail(name).rounds[0].named("aggregated") == ("north", "south", "west")
+    assert registry.run_detail(name).rounds[1].named("aggregated") == ("north", "south", "west")
 
 
 def problem(result: subprocess.CompletedProcess[str], code: int) -> str:

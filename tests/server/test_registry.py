@@ -43,14 +43,15 @@ def test_a_completed_run_tells_everything_that_happened(registry, federation):
     assert detail.summary.digest == job_of().digest
     assert detail.examples == {"north": 2400, "south": 700, "west": 400}
     assert [(record.kind, record.number) for record in detail.rounds] == [
+        ("consent", 0),
         ("train", 1),
         ("train", 2),
         ("train", 3),
         ("validation", 3),
         ("test", 3),
     ]
-    assert detail.rounds[0].sites[0].metrics["eval.auc"] == pytest.approx(0.51)
-    assert detail.rounds[0].loss == pytest.approx(1.0)
+    assert detail.rounds[1].sites[0].metrics["eval.auc"] == pytest.approx(0.51)
+    assert detail.rounds[1].loss == pytest.approx(1.0)
 
 
 def test_a_kept_model_says_where_it_comes_from_and_has_its_sha256_in_the_registry(registry, federation):
@@ -86,7 +87,7 @@ def test_a_run_that_was_cut_off_goes_on_from_its_last_commit_to_the_same_bits(re
     registry.claim(name)
 
     def kill(request):
-        if len(registry.run_detail(name).rounds) == killed_after:
+        if len(registry.run_detail(name).rounds) == killed_after + 1:  # the first is the sites' consent
             raise Killed
         return federation["west"](request)
 
@@ -101,7 +102,7 @@ def test_a_run_that_was_cut_off_goes_on_from_its_last_commit_to_the_same_bits(re
     assert execute(registry, name, grid, lambda: grid.node_ids) == "completed"
     assert grid.asked[0][1].number == min(killed_after + 1, 3)
     left, right = registry.run_detail(whole), registry.run_detail(name)
-    assert [r.number for r in right.rounds] == [1, 2, 3, 3, 3]
+    assert [r.number for r in right.rounds if r.kind != "consent"] == [1, 2, 3, 3, 3]
     for model, other in zip(left.models, right.models, strict=True):
         mine, theirs = (read_checkpoint(Path(m.path), model_of()) for m in (model, other))
         assert all(mine[key].tobytes() == theirs[key].tobytes() for key in mine)
@@ -136,7 +137,7 @@ def test_a_late_answer_is_added_to_the_round_that_it_was_for(registry, federatio
     slow, start = HonestSite("south", 700), time.monotonic()
     federation["south"] = lambda request: slow(request) if time.monotonic() > start + 0.6 else None
     name, _ = run(registry, job_of(aggregation="rounds = 2\ndeadline_seconds = 0.4"), federation)
-    first = registry.run_detail(name).rounds[0].sites[1]
+    first = registry.run_detail(name).rounds[1].sites[1]
     assert first.status == "late"
     assert first.reason.endswith("after the round had closed")
 

@@ -70,7 +70,7 @@ def test_every_round_averages_the_updates_by_examples(federation):
     np.testing.assert_allclose(book.models[1]["a.bias"], expected, rtol=1e-6)
     assert book.train().share == 1.0
     assert sites["north"].received == sites["north"].sent > 0
-    assert [record.kind for record in book.rounds] == ["train"] * 3 + ["validation", "test"]
+    assert [record.kind for record in book.rounds] == ["consent"] + ["train"] * 3 + ["validation", "test"]
 
 
 def test_the_order_in_which_sites_answer_changes_no_bit_of_the_model(federation):
@@ -160,7 +160,7 @@ def test_a_round_waits_for_a_site_that_is_away_until_it_is_back(federation):
 
     book = run(job_of(aggregation="rounds = 1"), grid, stopped=come_back)
     assert book.train().named("aggregated") == ("north", "south", "west")
-    assert book.train().seconds > 1
+    assert book.rounds[0].seconds + book.train().seconds > 1
 
 
 def test_a_site_that_goes_away_while_it_is_asked_is_asked_again_when_it_is_back(federation):
@@ -203,7 +203,7 @@ def test_an_answer_that_comes_after_the_round_has_closed_is_noted_and_not_used(f
 def test_without_quorum_the_model_stays_and_the_run_fails_after_the_rounds_that_the_job_allows(federation):
     federation["south"] = federation["west"] = lambda request: Answer("x", "", 0, "failed")
     book = run(job_of(aggregation="rounds = 3\nmin_sites = 2\nmax_failed_rounds = 2"), PlaygroundGrid(federation))
-    assert [(record.number, record.attempt, record.status) for record in book.rounds] == [
+    assert [(record.number, record.attempt, record.status) for record in book.rounds[1:]] == [
         (1, 1, "no quorum"),
         (1, 2, "no quorum"),
     ]
@@ -246,7 +246,7 @@ def test_a_run_whose_quorum_refused_ends_at_once(federation):
     federation["south"] = lambda request: Answer("south", "", 0, "refused", "ledger is spent")
     federation["west"] = lambda request: Answer("west", "", 0, "refused", "no policy")
     book = run(job_of(aggregation="rounds = 9\nmin_sites = 2"), PlaygroundGrid(federation))
-    assert len(book.rounds) == 1
+    assert [record.kind for record in book.rounds] == ["consent", "train"]
     assert "can't be reached any more: south refused: ledger is spent; west refused: no policy" in book.error
 
 
@@ -319,3 +319,73 @@ def test_the_loops_memory_does_not_grow_with_the_number_of_sites():
         return highest
 
     assert peak(16) < 1.2 * peak(2)
+
+
+def says(status, reason=""):
+    return Answer("", "", 0, status, reason)
+
+
+@pytest.fixture
+def no_pauses(monkeypatch):
+    """What waits for people, waits milliseconds here."""
+    for name in ("server.consent.SHORTEST_PAUSE", "server.rounds.SHORTEST_PAUSE", "server.rounds.LONGEST_PAUSE"):
+        monkeypatch.setattr(name, 0.01)
+
+
+def test_a_run_waits_for_the_site_where_a_person_must_approve_it(federation, no_pauses):
+    grid = PlaygroundGrid(federation)
+    grid.consents["south"] = [says("waiting", "a person must approve"), says("waiting", "a person"), says("ok")]
+    book = run(job_of(), grid)
+    assert {site.site: site.status for site in book.rounds[0].sites} == dict.fromkeys(federation, "agreed")
+    assert set(book.train().named("aggregated")) == set(federation)
+
+
+def test_a_site_that_refuses_the_job_is_sent_no_model(federation):
+    grid = PlaygroundGrid(federation)
+    grid.consents["west"] = [says("refused", "the nearest job that fits has privacy.epsilon = 3.2")]
+    book = run(job_of(), grid)
+    assert "west" not in {site for site, _ in grid.asked}
+    assert "3.2" in next(site.reason for site in book.rounds[0].sites if site.site == "west")
+    assert book.kept.round == 3
+
+
+def test_a_decision_that_does_not_come_counts_as_a_refusal(federation, no_pauses):
+    grid = PlaygroundGrid(federation)
+    grid.consents["west"] = [says("waiting", "a person must approve")]
+    book = run(job_of(aggregation="rounds = 1\napproval_seconds = 0.1"), grid)
+    refused = next(site for site in book.rounds[0].sites if site.site == "west")
+    assert (refused.status, "no decision" in refused.reason) == ("refused", True)
+    assert set(book.train().named("aggregated")) == {"north", "south"}
+
+
+def test_when_too_few_agree_the_run_ends_before_its_first_round_with_their_reasons(federation):
+    grid = PlaygroundGrid(federation)
+    for site in ("north", "west"):
+        grid.consents[site] = [says("refused", "the policy says no")]
+    book = run(job_of(aggregation="rounds = 1\nmin_sites = 2"), grid)
+    assert "can't be reached" in book.error
+    assert book.error.count("the policy says no") == 2
+    assert grid.asked == []
+
+
+def test_a_stop_ends_the_wait_for_a_person_at_once(federation):
+    grid = PlaygroundGrid(federation)
+    grid.consents["west"] = [says("waiting", "a person must approve")]
+    started = time.monotonic()
+    with pytest.raises(Stopped):
+        run(job_of(), grid, stopped=lambda: time.monotonic() > started + 0.3)
+    assert time.monotonic() - started < 2
+
+
+def test_a_round_that_only_lacks_sites_outside_their_hours_is_tried_later_and_does_not_fail(federation, no_pauses):
+    honest, asked = federation["north"], []
+
+    def at_night(request):
+        asked.append(request)
+        early = len(asked) <= 5
+        return Answer("north", request.job.digest, request.number, "waiting", "at night") if early else honest(request)
+
+    federation["north"] = at_night
+    book = run(job_of(aggregation="rounds = 1\nmin_sites = 3\nmax_failed_rounds = 2"), PlaygroundGrid(federation))
+    assert book.error is None
+    assert [record.status for record in book.rounds if record.kind == "train"] == ["no quorum"] * 5 + ["aggregated"]
