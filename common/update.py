@@ -163,6 +163,8 @@ def encode_answer(answer: Answer) -> RecordDict:
     )
     if answer.tensors is not None:
         content[UPDATE] = encode_tensors(answer.tensors)
+    if answer.head:
+        attach_head(content, answer.head)
     return content
 
 

@@ -186,10 +186,23 @@ def stop(
 
 
 @sites.command()
-def _sites(kit: KitOption = None, as_json: JsonOption = False) -> None:
+def _sites(
+    kit: KitOption = None,
+    witness: Annotated[
+        str | None,
+        typer.Option(metavar="SITE", help="Print the newest head seen of a site's audit log."),
+    ] = None,
+    forget_witness: Annotated[
+        str | None, typer.Option(metavar="SITE", help="Let a site that lost its audit log begin a new one.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
     """List the admitted sites: until when, online or not, last seen.
 
     Example: wardround sites --kit kits/coordinator --json
+             wardround sites --witness north > north-head.json
+
+    The second is what the site's data protection officer gives to wardround audit verify --witness.
     """
     from server.coordinator import known_sites
     from server.registry import open_registry
@@ -197,10 +210,22 @@ def _sites(kit: KitOption = None, as_json: JsonOption = False) -> None:
 
     found = find_kit(kit, "coordinator")
     registry = open_registry(found)
+    if forget_witness is not None:
+        registry.forget_witness(forget_witness)
+        typer.echo(f"The head of {forget_witness}'s audit log is forgotten: the next one that it shows is kept.")
+        return
+    if witness is not None:
+        if not (head := registry.witness(witness)):
+            raise UsageError(f'no head of an audit log of "{witness}" was seen yet')
+        typer.echo(head)
+        return
     alive = is_alive(registry.coordinator())
     listed = known_sites(found, registry)
     if as_json:
-        entries = [dataclasses.asdict(site) | {"online": site.online if alive else None} for site in listed]
+        entries = []
+        for site in listed:
+            head = json.loads(registry.witness(site.name) or "null")
+            entries.append(dataclasses.asdict(site) | {"online": site.online if alive else None, "audit_head": head})
         typer.echo(json.dumps({"coordinator_running": alive, "sites": entries}, indent=2))
         return
     Console().print(sites_table(listed, alive))

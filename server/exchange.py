@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from common.errors import UpdateError
-from common.update import Answer, decode_answer
+from common.update import WITNESS, Answer, decode_answer
 
 PATIENCE_SECONDS = 30 * 24 * 3600.0
 """How long an unanswered message is kept when the job sets no deadline."""
@@ -51,7 +51,8 @@ class Exchange:
     """A request under way to several sites. `open` says what is still awaited; iterate `replies` to take what comes.
 
     `deadline` in seconds from the start, or None to wait for every site. `node_ids` is looked at anew on every use:
-    a site that is admitted or renewed while the exchange is open is reached as soon as it is there.
+    a site that is admitted or renewed while the exchange is open is reached as soon as it is there. `witness` gives
+    the head of a site's audit log that is sent along.
     """
 
     grid: Grid
@@ -62,6 +63,7 @@ class Exchange:
     sites: tuple[str, ...]
     deadline: float | None = None
     stopped: Callable[[], bool] = lambda: False
+    witness: Callable[[str], str] = lambda site: ""
     seen: set[str] = field(default_factory=set)
     open: dict[str, str] = field(default_factory=dict)
     _unsent: set[str] = field(default_factory=set)
@@ -121,7 +123,7 @@ class Exchange:
         ttl = PATIENCE_SECONDS if self.deadline is None else self.deadline + GRACE_SECONDS
         known = [site for site in sites if site in node_ids]
         messages = [
-            Message(self.content, node_ids[site], self.message_type, ttl=ttl, group_id=self.group) for site in known
+            Message(self._for(site), node_ids[site], self.message_type, ttl=ttl, group_id=self.group) for site in known
         ]
         if not messages:
             return
@@ -133,6 +135,10 @@ class Exchange:
                 self.open[message_id] = site
                 self._unsent.discard(site)
                 self._sent_at.setdefault(site, time.monotonic())
+
+    def _for(self, site: str) -> RecordDict:
+        """The request as this site gets it: one encoded model for all, and the witness of its own audit log."""
+        return RecordDict(dict(self.content.items()) | {WITNESS: ConfigRecord({"head": self.witness(site)})})
 
     def _read(self, message: Message, message_id: str) -> Reply | None:
         """Turn a message into a reply; None when it only says that the request or the reply was lost."""

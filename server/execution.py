@@ -35,7 +35,7 @@ def execute(
     try:
         job, start = registry.start_of(name)
         log.info("run %s: round %d of %d is next", name, start.number + 1, job.aggregation.rounds)
-        RoundLoop(job, name, grid, node_ids, registry.recorder(name), start, stopped=wanted).run()
+        RoundLoop(job, name, grid, node_ids, registry.recorder(name), start, stopped=wanted, witnesses=registry).run()
         status = registry.finish(name, "completed")
     except Stopped:
         ending: RunStatus = "interrupted" if shutting_down() else "stopped"

@@ -35,7 +35,7 @@ from server.records import (
     SiteSeen,
 )
 from server.rounds import Start
-from server.schema import coordinators, models, rounds, run_sites, runs, site_rounds, sites
+from server.schema import coordinators, models, rounds, run_sites, runs, site_rounds, sites, witnesses
 
 ENVIRONMENT_VARIABLE = "WARDROUND_REGISTRY"
 """Names a database by SQLAlchemy's URL (`postgresql+psycopg://...`) to be used in place of the kit's own SQLite."""
@@ -254,6 +254,26 @@ class Registry:
         with self._database.read() as connection:
             rows = connection.execute(select(sites).order_by(sites.c.name))
             return [SiteSeen(row.name, row.certificate_ends, row.online, row.last_seen) for row in rows]
+
+    # What the sites' audit logs were seen to hold.
+
+    def witness(self, site: str) -> str:
+        """Return the JSON of the newest head seen of the site's audit log, or "" while there is none."""
+        with self._database.read() as connection:
+            head = connection.execute(select(witnesses.c.head).where(witnesses.c.site == site)).scalar()
+            return str(head or "")
+
+    def keep_witness(self, site: str, head: str) -> None:
+        """Keep `head` (JSON) as the newest of the site's audit log."""
+        with self._database.write() as connection:
+            connection.execute(delete(witnesses).where(witnesses.c.site == site))
+            connection.execute(insert(witnesses).values(site=site, head=head, seen=time.time()))
+
+    def forget_witness(self, site: str) -> None:
+        """Let the site begin a new log. Raises UsageError when no head of it was kept."""
+        with self._database.write() as connection:
+            if connection.execute(delete(witnesses).where(witnesses.c.site == site)).rowcount == 0:
+                raise UsageError(f'no head of an audit log of "{site}" is kept: see `wardround sites --json`')
 
     def coordinator(self) -> CoordinatorSeen | None:
         """Return the coordinator's last sign of life, or None when it has gone or was never here."""

@@ -26,6 +26,7 @@ from server.exchange import Exchange, Reply
 from server.records import Kept, LateAnswer, RoundRecord, SiteRound, SiteStatus
 from server.replies import check_answer, check_update
 from server.strategies.registry import build_strategy
+from server.witness import NoWitnesses, Witnesses, see_head
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 2.0, 600.0
 """Before a round is tried again that only lacks sites that wait: doubled each time."""
@@ -74,10 +75,13 @@ class RoundLoop:
         start: Start,
         *,
         stopped: Callable[[], bool] = lambda: False,
+        witnesses: Witnesses | None = None,
     ) -> None:
         """Take the parts together. Raises JobError for a strategy or criterion that there is not."""
         self._job, self._run, self._grid, self._node_ids, self._stopped = job, run, grid, node_ids, stopped
         self._recorder = recorder
+        self._witnesses = witnesses or NoWitnesses()
+        self._suspicions: list[str] = []
         self._strategy = build_strategy(job.aggregation)
         self._criterion = build_criterion(job.aggregation.criterion)
         self._model, self._number, self._best = start.model, start.number, start.best
@@ -114,16 +118,20 @@ class RoundLoop:
         request = Request("consent", self._run, self._number, self._job, {})
         record = RoundRecord("consent", self._number, 1, "asked", (), started=time.time())
 
+        suspicions: dict[str, None] = {}
+
         def ask(sites: tuple[str, ...], before: Mapping[str, SiteRound]) -> Mapping[str, SiteRound]:
             others = tuple(row for site, row in before.items() if site not in sites)
             asked = self._exchange(request, replace(record, sites=others), lambda answer: "agreed", sites)
+            suspicions.update(dict.fromkeys(asked.warnings))
             return {row.site: row for row in asked.sites if row.site in sites}
 
         said = gather(self._job.sites, ask, wanted.approval_seconds, self._stopped)
         self._refused |= {site: row.reason for site, row in said.items() if row.status == "refused"}
         self._examples |= {site: row.examples for site, row in said.items() if row.examples}
-        rows = tuple(said[site] for site in self._job.sites)
-        self._recorder.commit(replace(record, sites=rows, seconds=time.time() - record.started), None, self._best)
+        rows, seconds = tuple(said[site] for site in self._job.sites), time.time() - record.started
+        record = replace(record, sites=rows, seconds=seconds, warnings=tuple(suspicions))
+        self._recorder.commit(record, None, self._best)
         self._require_possible_quorum()
 
     def _round(self) -> None:
@@ -154,11 +162,11 @@ class RoundLoop:
         if record.number > 1 and self._criterion.better(record.score, self._best):
             self._best = Kept(record.number - 1, record.score)
         trained = record.named("trained")
-        warnings = self._missing(record)
+        warnings = (*record.warnings, *self._missing(record))
         for warning in warnings:
             log.warning("run %s round %d: %s", self._run, record.number, warning)
         sites = tuple(replace(site, status="aggregated") if site.site in trained else site for site in record.sites)
-        record = replace(record, status="aggregated", sites=sites, whole=not warnings, warnings=warnings)
+        record = replace(record, status="aggregated", sites=sites, whole=not self._missing(record), warnings=warnings)
         self._recorder.commit(record, model, self._best)
         self._model, self._number, self._failed = model, record.number, 0
         self._attempts, self._pause = 0, SHORTEST_PAUSE
@@ -199,6 +207,7 @@ class RoundLoop:
             for site in record.sites
             if site.status != "evaluated"
         )
+        warnings = (*record.warnings, *warnings)
         self._recorder.commit(replace(record, score=score, warnings=warnings), None, self._best or Kept(number, None))
 
     def _exchange(
@@ -221,6 +230,7 @@ class RoundLoop:
             only or tuple(site for site in self._job.sites if site not in self._refused),
             min(ANSWER_SECONDS, deadline or ANSWER_SECONDS) if request.kind == "consent" else deadline,
             self._stopped,
+            self._witnesses.witness,
         )
         done = {row.site: row for row in record.sites}
         self._recorder.progress(record, exchange.sites)
@@ -233,7 +243,8 @@ class RoundLoop:
         late = self._late_answers()
         self._remember_stragglers(exchange, record)
         rows = tuple(done.get(site) or self._absent(site, exchange) for site in self._job.sites)
-        return replace(record, sites=rows, seconds=time.monotonic() - started, late=late)
+        warnings, self._suspicions = tuple(self._suspicions), []
+        return replace(record, sites=rows, seconds=time.monotonic() - started, late=late, warnings=warnings)
 
     def _judge(self, reply: Reply, request: Request, use: Callable[[Answer], SiteStatus]) -> SiteRound:
         """Decide what a reply is worth, and use it if it is good."""
@@ -243,6 +254,7 @@ class RoundLoop:
             return SiteRound(reply.site, "failed" if reply.broken else "rejected", reply.problem)
         try:
             check_answer(answer, request, reply.site)
+            self._suspect(see_head(self._witnesses, reply.site, answer.head))
             if answer.status != "ok":
                 log.warning("run %s: %s %s: %s", self._run, reply.site, answer.status, answer.reason)
                 if answer.status == "refused":
@@ -253,6 +265,12 @@ class RoundLoop:
             log.warning("run %s round %d: update rejected: %s", self._run, request.number, error)
             return SiteRound(reply.site, "rejected", str(error))
         return SiteRound(reply.site, status, examples=answer.examples, metrics=dict(answer.metrics))
+
+    def _suspect(self, problem: str) -> None:
+        """Remember what is wrong with a site's audit log, for the record of this exchange."""
+        if problem:
+            log.warning("run %s: %s", self._run, problem)
+            self._suspicions.append(problem)
 
     def _absent(self, site: str, exchange: Exchange) -> SiteRound:
         if site in self._refused:

@@ -17,7 +17,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration: what this version reads and writes."""
 
 metadata = MetaData()
@@ -109,6 +109,14 @@ sites = Table(
     Column("certificate_ends", Float),
     Column("online", Boolean, nullable=False),
     Column("last_seen", Float),
+)
+
+witnesses = Table(
+    "witnesses",
+    metadata,
+    Column("site", String(64), primary_key=True),
+    Column("head", Text, nullable=False),
+    Column("seen", Float, nullable=False),
 )
 
 coordinators = Table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
@@ -121,6 +122,17 @@ def job_of(sites: Iterable[str] = ("north", "south", "west"), aggregation: str =
 
 def model_of(value: float = 0.0) -> dict[str, np.ndarray]:
     return {"z.weight": np.full((3, 2), value, np.float32), "a.bias": np.full(2, value, np.float32)}
+
+
+class Slow:
+    """A site whose first answer to a model takes `seconds`, and the others none; consent it gives at once."""
+
+    def __init__(self, site: HonestSite, seconds: float) -> None:
+        self.site, self.seconds, self.asked = site, seconds, 0.0
+
+    def __call__(self, request: Request) -> Answer | None:
+        self.asked = self.asked or time.monotonic()
+        return self.site(request) if time.monotonic() - self.asked > self.seconds else None
 
 
 def exact(values: dict[str, float]) -> Numbers:

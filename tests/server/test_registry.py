@@ -13,7 +13,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from playground import HonestSite, PlaygroundGrid, job_of, model_of
+from playground import HonestSite, PlaygroundGrid, Slow, job_of, model_of
 from safetensors import safe_open
 from sqlalchemy import create_engine, text
 
@@ -132,10 +132,7 @@ def test_a_failed_run_can_be_resumed_and_counts_its_attempts_on(registry, federa
 
 
 def test_a_late_answer_is_added_to_the_round_that_it_was_for(registry, federation):
-    import time
-
-    slow, start = HonestSite("south", 700), time.monotonic()
-    federation["south"] = lambda request: slow(request) if time.monotonic() > start + 0.6 else None
+    federation["south"] = Slow(HonestSite("south", 700), 0.6)
     name, _ = run(registry, job_of(aggregation="rounds = 2\ndeadline_seconds = 0.4"), federation)
     first = registry.run_detail(name).rounds[1].sites[1]
     assert first.status == "late"

@@ -9,7 +9,7 @@ from collections import deque
 
 import numpy as np
 import pytest
-from playground import HonestSite, PlaygroundGrid, exact, job_of, model_of
+from playground import HonestSite, PlaygroundGrid, Slow, exact, job_of, model_of
 
 from common.errors import JobError, RunError
 from common.release import Numbers
@@ -164,15 +164,13 @@ def test_a_round_waits_for_a_site_that_is_away_until_it_is_back(federation):
 
 
 def test_a_site_that_goes_away_while_it_is_asked_is_asked_again_when_it_is_back(federation):
-    grid, slow = PlaygroundGrid(federation), HonestSite("south", 700)
-    began = time.monotonic()
+    slow = Slow(HonestSite("south", 700), 0.6)
+    grid = PlaygroundGrid(federation | {"south": slow})
 
     def come_and_go():
-        grid.away = {"south"} if 0.2 < time.monotonic() - began < 0.6 else set()
+        grid.away = {"south"} if slow.asked and 0.2 < time.monotonic() - slow.asked < 0.6 else set()
         return False
 
-    federation["south"] = lambda request: slow(request) if time.monotonic() - began > 0.6 else None
-    grid.behaviours[grid.node_ids["south"]] = federation["south"]
     book = run(job_of(aggregation="rounds = 1"), grid, stopped=come_and_go)
     assert book.train().named("aggregated") == ("north", "south", "west")
     assert [site for site, request in grid.asked if request.kind == "train"].count("south") == 2
@@ -192,8 +190,7 @@ def test_a_deadline_closes_the_round_and_tells_late_from_unreached(federation):
 
 
 def test_an_answer_that_comes_after_the_round_has_closed_is_noted_and_not_used(federation):
-    slow, start = HonestSite("south", 700), time.monotonic()
-    federation["south"] = lambda request: slow(request) if time.monotonic() > start + 0.5 else None
+    federation["south"] = Slow(HonestSite("south", 700), 0.5)
     book = run(job_of(aggregation="rounds = 2\ndeadline_seconds = 0.3"), PlaygroundGrid(federation))
     assert book.status("south", 1).status == "late"
     late = [answer for record in book.rounds for answer in record.late]
