@@ -32,6 +32,7 @@ EPSILONS = (8.0, 3.0, 1.0)
 PAGE, FIGURE = "privacy-utility.md", "privacy-utility.svg"
 TRAINING_SHARE = 0.7
 STANDARD = 'scale = "standard"\n'
+STANDARDISED = "[network]\nparameters = { weight_standardisation = true }\n"
 RADIOGRAPHS = COMMON
 SLICE_TASK = '[task]\nlabels = ["absent", "present"]\n[data]\ncollection = "slices"\nsize = [28, 28]\n' + STANDARD
 
@@ -55,7 +56,7 @@ def recipes() -> dict[tuple[str, str], Recipe]:
     pooled = Recipe(
         plain=pictures + training(0.05, 32, 8),
         private={
-            8.0: pictures + training(0.5, 64, 8, averaging=0.98) + by_patient,
+            8.0: pictures + STANDARDISED + training(0.5, 128, 8, averaging=0.98) + by_patient,
             3.0: pictures + training(0.25, 64, 8, averaging=0.98) + by_patient,
             1.0: pictures + training(0.125, 64, 8, averaging=0.98) + by_patient,
         },
