@@ -169,6 +169,9 @@ def check_job(policy: Policy, job: Job) -> None:
             reasons.append("the policy protects patients, but the job's unit is the image")
         if policy.secure_noise and not privacy.secure_noise:
             reasons.append("the policy wants noise from a cryptographic generator (privacy.secure_noise = true)")
+    elif privacy.mechanism == "central":
+        if not policy.trust_coordinator:
+            reasons.append("the policy does not trust the coordinator with exact updates, as central privacy needs")
     elif policy.require_privacy:
         reasons.append("the policy requires differential privacy, but the job has none")
     if found := [reason for reason in reasons if reason]:

@@ -23,7 +23,7 @@ def in_plain_words(job: Job) -> list[str]:
             f"Differential privacy protects {_UNITS[privacy.unit]}: at most epsilon {privacy.epsilon:g} at delta "
             f"{privacy.delta:g} is spent. The noise is added here, so nobody outside has to be trusted with it."
         )
-    elif job.private:
+    elif privacy.mechanism == "central":
         lines.append(
             f"Privacy is added by the coordinator (epsilon {privacy.epsilon:g} at delta {privacy.delta:g} for a whole "
             "site): the coordinator itself sees this site's exact model."

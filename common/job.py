@@ -122,15 +122,25 @@ class AggregationSection(Section):
 class PrivacySection(Section):
     """Differential privacy at each site."""
 
-    mechanism: Literal["none", "dp-sgd"] = Field(
-        "none", description='"dp-sgd" for differential privacy, "none" for no privacy'
+    mechanism: Literal["none", "dp-sgd", "central"] = Field(
+        "none",
+        description='"dp-sgd": noise at the sites; "central": by a coordinator that they trust, for a site as a whole',
     )
     unit: Literal["patient", "image"] = Field(
         "patient", description="what is protected: a patient (all images) or one image"
     )
     epsilon: float = Field(8.0, gt=0, le=1000, description="the whole run's epsilon at each site, at most")
     delta: float = Field(1e-5, gt=0, lt=0.1, description="the whole run's delta")
-    clip_norm: float = Field(1.0, gt=0, description="largest L2 norm of one unit's gradient")
+    clip_norm: float = Field(
+        1.0, gt=0, description="largest L2 norm of one unit's gradient (central: of a site's update)"
+    )
+    clipping: Literal["fixed", "adaptive"] = Field(
+        "fixed",
+        description='central: "adaptive" lets clip_norm, the largest norm of a site\'s update, follow the updates',
+    )
+    target_quantile: float = Field(
+        0.5, gt=0, lt=1, description="central, adaptive: the share of updates that are not to be clipped"
+    )
     max_images_per_patient: int = Field(16, ge=1, description="a patient's images used in one step, at most")
     augmentations: int = Field(
         1,
@@ -181,8 +191,8 @@ class Job(Section):
 
     @property
     def private(self) -> bool:
-        """Whether the sites train with differential privacy."""
-        return self.privacy.mechanism != "none"
+        """Whether the sites train with differential privacy, so that nothing exact leaves them."""
+        return self.privacy.mechanism == "dp-sgd"
 
     def canonical_json(self) -> str:
         """Return the job as canonical JSON: every default written out, keys sorted, no spaces, ASCII."""

@@ -160,6 +160,6 @@ def _warnings(job: Job, sites: tuple[SitePlan, ...]) -> tuple[str, ...]:
 
 
 def _no_local_privacy(job: Job) -> tuple[str, ...]:
-    if job.private:
+    if job.privacy.mechanism == "central":
         return (f'mechanism "{job.privacy.mechanism}": the coordinator adds the noise and sees exact updates',)
     return ("the job has no differential privacy: what leaves may tell of single patients",)

@@ -105,6 +105,7 @@ def _insert_round(connection: Connection, run_id: int, record: RoundRecord) -> N
         score=record.score,
         whole=record.whole,
         warnings=list(record.warnings),
+        central=record.central.to_dict() if record.central else None,
     )
     round_id = connection.execute(row.returning(rounds.c.id)).scalar_one()
     for position, site in enumerate(record.sites):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from common.job import Job
+from server.central import CentralRound
 
 SiteStatus = Literal[
     "agreed",  # it said that the job may run there
@@ -60,7 +61,7 @@ class RoundRecord:
     `kind` "train": the model before it was evaluated on "validation" (`score` is of that model, the model after round
     `number - 1`), then trained. "validation", "test": the model after round `number` was evaluated; `score` is of it.
     `share` is the part of all known training cases that the updates cover. `whole` is false when the site that has the
-    most cases, or may have, is missing from the new model.
+    most cases, or may have, is missing from the new model. `central` is what central privacy did in the round, if any.
     """
 
     kind: RoundKind
@@ -76,6 +77,7 @@ class RoundRecord:
     whole: bool = True
     warnings: tuple[str, ...] = ()
     late: tuple[LateAnswer, ...] = ()
+    central: CentralRound | None = None
 
     @property
     def title(self) -> str:

@@ -19,6 +19,7 @@ from common.errors import RunError, UsageError
 from common.job import Job, job_from_json
 from common.kit import Kit
 from common.update import Tensors
+from server.central import CentralRound
 from server.database import Database
 from server.modelfiles import Provenance, code_version, read_model, write_model
 from server.recorder import RunRecorder, find_run, keep_model, model_name, set_run
@@ -184,6 +185,7 @@ class Registry:
             best=Kept(best.round, best.score) if best else None,
             examples={site: count for site, count in detail.examples.items() if count is not None},
             validated=any(record.kind == "validation" for record in detail.rounds),
+            clip_norm=next((r.central.next_clip_norm for r in reversed(detail.rounds) if r.central), None),
         )
 
     def recorder(self, name: str) -> RunRecorder:
@@ -332,6 +334,7 @@ def _rounds(connection: Connection, run_id: int) -> tuple[RoundRecord, ...]:
             row.score,
             row.whole,
             tuple(row.warnings),
+            central=CentralRound.from_dict(row.central) if row.central else None,
         )
         for row in connection.execute(select(rounds).where(rounds.c.run_id == run_id).order_by(rounds.c.id))
     )

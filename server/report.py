@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from common.trust import who_is_trusted
 from server.records import (
     CoordinatorSeen,
     ModelFile,
@@ -61,7 +62,8 @@ def run_report(detail: RunDetail) -> Group:
         _status(run),
         f"  {run.done} of {run.rounds} rounds\n",
         f"started {moment(run.started)} UTC  {_minutes(run)} min  code {run.code_version}\n",
-        f"job {run.digest}",
+        f"job {run.digest}\n",
+        who_is_trusted(detail.job),
     )
     parts: list[RenderableType] = [head]
     if run.reason:
@@ -90,6 +92,7 @@ def run_data(detail: RunDetail) -> dict[str, Any]:
     return {
         **asdict(detail.summary),
         "job": detail.job.model_dump(mode="json"),
+        "trust": who_is_trusted(detail.job),
         "examples": dict(detail.examples),
         "rounds": [asdict(record) | {"loss": record.loss} for record in detail.rounds],
         "models": [asdict(model) for model in detail.models],
@@ -112,7 +115,9 @@ def round_cells(record: RoundRecord) -> tuple[str, ...]:
 
 
 def epsilon_of_round(record: RoundRecord) -> float | None:
-    """Return the largest epsilon that a site reports as spent by this run so far."""
+    """Return the epsilon that this run has spent so far: the coordinator's own, or the largest that a site reports."""
+    if record.central is not None:
+        return record.central.epsilon
     spent = [site.metrics["privacy.epsilon"] for site in record.sites if "privacy.epsilon" in site.metrics]
     return max(spent, default=None)
 

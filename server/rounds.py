@@ -20,6 +20,7 @@ from common.errors import RunError, UpdateError
 from common.job import Job
 from common.update import Answer, Request, Tensors, encode_request
 from server.aggregation import RunningMean
+from server.central import Central, ClippedSum
 from server.consent import ANSWER_SECONDS, gather, pause
 from server.criterion import build_criterion
 from server.exchange import Exchange, Reply
@@ -51,7 +52,8 @@ class Start:
     """Where a run starts, or goes on from: all that the loop needs of what was committed before.
 
     `number` is the last committed round (0: none), `attempts` how often the next one was tried without quorum,
-    `examples` the sites' counts so far as known, `validated` whether the last model was evaluated already.
+    `examples` the sites' counts so far as known, `validated` whether the last model was evaluated already,
+    `clip_norm` where an adaptive clip norm had got to.
     """
 
     model: Tensors
@@ -60,6 +62,7 @@ class Start:
     best: Kept | None = None
     examples: Mapping[str, int] = field(default_factory=dict)
     validated: bool = False
+    clip_norm: float | None = None
 
 
 class RoundLoop:
@@ -89,6 +92,7 @@ class RoundLoop:
         self._pause = SHORTEST_PAUSE
         self._examples = dict(start.examples)
         self._refused: dict[str, str] = {}
+        self._central = Central(job, start.clip_norm) if job.privacy.mechanism == "central" else None
         self._stragglers: list[tuple[str, LateAnswer, float]] = []
 
     def run(self) -> Kept:
@@ -136,7 +140,7 @@ class RoundLoop:
 
     def _round(self) -> None:
         request = Request("train", self._run, self._number + 1, self._job, self._model)
-        total = RunningMean(self._model)
+        total = self._central.begin(self._model) if self._central else RunningMean(self._model)
         record = self._exchange(
             request,
             RoundRecord("train", request.number, self._attempts + 1, "no quorum", ()),
@@ -149,9 +153,14 @@ class RoundLoop:
         if problem:
             self._commit_failed(replace(record, reason=problem))
             return
-        self._commit(record, self._strategy.next_model(self._model, total.mean()))
+        if isinstance(total, ClippedSum) and self._central is not None:
+            mean, central = self._central.finish(total, request.number)
+            record = replace(record, central=central)
+        elif isinstance(total, RunningMean):
+            mean = total.mean()
+        self._commit(record, self._strategy.next_model(self._model, mean))
 
-    def _add(self, answer: Answer, total: RunningMean) -> SiteStatus:
+    def _add(self, answer: Answer, total: RunningMean | ClippedSum) -> SiteStatus:
         tensors = check_update(answer, self._model, self._examples.get(answer.site))
         total.add(tensors, answer.examples, answer.site)
         self._examples[answer.site] = answer.examples

@@ -17,7 +17,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest migration: what this version reads and writes."""
 
 metadata = MetaData()
@@ -67,6 +67,7 @@ rounds = Table(
     Column("score", Float),
     Column("whole", Boolean, nullable=False),
     Column("warnings", JSON, nullable=False),
+    Column("central", JSON),
     UniqueConstraint("run_id", "kind", "number", "attempt"),
 )
 
