@@ -78,14 +78,30 @@ def plan_privacy(
     `units` are the patients (or images, as the job's unit is) in the training split of the sites that are known; `left`
     the epsilon that a site still allows one run, where that is known. A job without privacy has a plan without sites.
     """
-    if job.privacy.mechanism != "dp-sgd":
-        return PrivacyPlan(job, parameters, (), 0.0, "no noise is added at the sites", _no_local_privacy(job))
+    if job.privacy.mechanism == "central":
+        return _central(job, parameters)
+    if not job.private:
+        none = ("the job has no differential privacy: what leaves may tell of single patients",)
+        return PrivacyPlan(job, parameters, (), 0.0, "no noise is added", none)
     sites = tuple(_site(job, parameters, site, units.get(site), (left or {}).get(site)) for site in job.sites)
     together = [site for site in sites if not site.refusal] or list(sites)
     share = math.sqrt(sum((site.units * site.noise_share) ** 2 for site in together)) / sum(
         site.units for site in together
     )
     return PrivacyPlan(job, parameters, sites, share, _verdict(share), _warnings(job, sites))
+
+
+def _central(job: Job, parameters: int) -> PrivacyPlan:
+    """The coordinator's own noise: its norm over the largest norm that all sites' clipped updates have together."""
+    sites, rounds = len(job.sites), job.aggregation.rounds
+    noise = noise_for(job.privacy.epsilon, job.privacy.delta, 1.0, rounds)
+    share = noise * math.sqrt(parameters) / (sites * math.sqrt(rounds))
+    said = (
+        f"the coordinator adds the noise (multiplier {noise:.2f} in each of {rounds} rounds) and sees exact updates: the "
+        "sites' policies must trust it",
+        f"a whole site is protected among {sites}: with few sites, noise at the sites (dp-sgd) leaves far more signal",
+    )
+    return PrivacyPlan(job, parameters, (), share, _verdict(share), said)
 
 
 def _site(job: Job, parameters: int, site: str, units: int | None, left: float | None) -> SitePlan:
@@ -157,9 +173,3 @@ def _warnings(job: Job, sites: tuple[SitePlan, ...]) -> tuple[str, ...]:
     if privacy.epsilon > 10:
         found.append(f"epsilon {privacy.epsilon:g} promises little: the literature calls up to about 8 meaningful")
     return tuple(found)
-
-
-def _no_local_privacy(job: Job) -> tuple[str, ...]:
-    if job.privacy.mechanism == "central":
-        return (f'mechanism "{job.privacy.mechanism}": the coordinator adds the noise and sees exact updates',)
-    return ("the job has no differential privacy: what leaves may tell of single patients",)

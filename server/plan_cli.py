@@ -112,6 +112,8 @@ def _print(result: PrivacyPlan) -> None:
         console.print(f"All sites together: noise share {result.noise_share:.2f}, {result.verdict}", soft_wrap=True)
         if any(site.guessed for site in result.sites):
             console.print("* guessed: tell with --patients SITE=N, or --kit for what earlier runs know")
+    elif result.noise_share:
+        console.print(f"noise share {result.noise_share:.2f}, {result.verdict}", soft_wrap=True)
     for warning in result.warnings:
         console.print(f"[yellow]warning[/yellow] {warning}", highlight=False, soft_wrap=True)
     for site in result.sites:

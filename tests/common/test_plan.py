@@ -82,6 +82,7 @@ def test_a_large_network_on_few_patients_is_called_hopeless_and_a_small_one_on_m
     (job(extra='unit = "image"\n'), {}, "not patients"),
     (job(epsilon=50.0), {}, "promises little"),
     (job(mechanism="none"), {}, "no differential privacy"),
+    (job(mechanism="central"), {}, "must trust it"),
 ])  # fmt: skip
 def test_what_a_reviewer_would_object_to_is_said(a_job, units, word):
     assert any(word in warning for warning in plan_privacy(a_job, 1000, units=units).warnings)
