@@ -97,8 +97,8 @@ def _central(job: Job, parameters: int) -> PrivacyPlan:
     noise = noise_for(job.privacy.epsilon, job.privacy.delta, 1.0, rounds)
     share = noise * math.sqrt(parameters) / (sites * math.sqrt(rounds))
     said = (
-        f"the coordinator adds the noise (multiplier {noise:.2f} in each of {rounds} rounds) and sees exact updates: the "
-        "sites' policies must trust it",
+        f"the coordinator adds the noise (multiplier {noise:.2f} in each of {rounds} rounds) and sees exact updates: "
+        "the sites' policies must trust it",
         f"a whole site is protected among {sites}: with few sites, noise at the sites (dp-sgd) leaves far more signal",
     )
     return PrivacyPlan(job, parameters, (), share, _verdict(share), said)
