@@ -60,7 +60,7 @@ class Budget:
 def budgets(ledger: Ledger, limit: float, sharing: Callable[[str], Sequence[str]]) -> list[Budget]:
     """Return the budget of every split that was ever spent on; `sharing` names a collection's relatives by patient.
 
-    The delta of each is the largest that a run there was accounted at.
+    The delta of each is the smallest that a run there was accounted at: of several, the one with the largest epsilon.
     """
     rows = ledger.rows()
     keys = dict.fromkeys((row.entry.collection, row.entry.split) for row in rows)
@@ -122,7 +122,7 @@ def _nearest(account: Account, plan: Plan, steps: int, before: Sequence[Spending
 def _budget(rows: Sequence[Row], collection: str, split: str, limit: float, sharing: tuple[str, ...]) -> Budget:
     mine = [row for row in rows if (row.entry.collection, row.entry.split) == (collection, split)]
     counted = [row for row in rows if row in mine or row.entry.collection in sharing]
-    delta = max(row.entry.delta for row in mine)
+    delta = min(row.entry.delta for row in mine)
     spendings = [row.entry.spending for row in counted]
     points = sorted({round(at) for at in np.linspace(0, len(counted) - 1, min(len(counted), CURVE_POINTS))})
     history = tuple((counted[at].at, epsilon_of(spendings[: at + 1], delta)) for at in points)
@@ -145,7 +145,7 @@ def _runs(rows: Sequence[Row]) -> list[str]:
 
 def _run_cost(run: str, rows: Sequence[Row]) -> RunCost:
     first: Entry = rows[0].entry
-    delta = max(row.entry.delta for row in rows)
+    delta = min(row.entry.delta for row in rows)
     rounds = len({row.entry.round for row in rows if row.entry.purpose == "training"})
     epsilon = epsilon_of([row.entry.spending for row in rows], delta)
     return RunCost(run, first.job_digest, rows[0].at, first.unit, epsilon, delta, rounds)

@@ -68,7 +68,7 @@ class Budget:
 
     @property
     def left(self) -> float | None:
-        """What is left for life, or None where the policy says nothing."""
+        """What is left for life at least, or None where the policy says nothing: composed, a little more fits."""
         return None if self.limit is None else max(0.0, self.limit - self.epsilon)
 
 
