@@ -78,8 +78,10 @@ def true_sum(model, units, clip):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(NETWORKS))
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (3, 1, 2)], ids=["images", "patients"])
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("small-cnn", (1, 1, 1)), ("small-cnn", (3, 1, 2)), *((name, (2, 1)) for name in NETWORKS if name != "small-cnn")],
+)
 def test_plain_is_the_true_clipped_sum_on_every_network_and_a_wrong_engine_is_never_chosen(name, sizes):
     model, units = network(name).double().train(), sample(sizes)
     exact = Sample(units.images.double(), units.targets, units.sizes)

@@ -7,13 +7,13 @@ import pytest
 
 from client.outbox import recall, remember, request_key
 from common.job import parse_job
+from common.release import numbers_of
 from common.update import Answer, Request
 
 JOB = parse_job('name = "j"\nsites = ["a"]\n[task]\nlabels = ["n", "p"]\n[data]\ncollection = "c"')
 REQUEST = Request("train", "run", 2, JOB, {"w": np.ones((2, 2), np.float32), "s": np.array(1.0, np.float32)})
-ANSWER = Answer(
-    "a", JOB.digest, 2, "ok", "", 7, {"train.steps": 3.0}, {"w": np.zeros((2, 2), np.float32), "a": np.ones(1)}
-)
+NUMBERS = numbers_of({"train.steps": 3.0, "train.images": 7.0, "eval.auc": 0.5}, {"train": "exact", "eval": "noised"})
+ANSWER = Answer("a", JOB.digest, 2, "ok", "", 7, NUMBERS, {"w": np.zeros((2, 2), np.float32), "a": np.ones(1)})
 
 
 def test_the_same_request_gets_the_same_answer_to_the_bit(tmp_path):
