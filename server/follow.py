@@ -12,7 +12,7 @@ from rich.text import Text
 
 from server.records import RoundRecord, RunDetail, RunSummary
 from server.registry import Registry
-from server.report import absences, is_alive, now, round_cells, run_report
+from server.report import absences, is_alive, now, round_cells, run_report, undecided
 
 LOOK_SECONDS = 0.5
 UNDER_WAY = ("queued", "running")
@@ -26,7 +26,7 @@ def follow(registry: Registry, name: str, console: Console) -> RunSummary:
     On a terminal a bar and a table that grow; elsewhere a line for each round. KeyboardInterrupt passes through: the
     run does not depend on who looks on.
     """
-    shown, was_alive = 0, is_alive(registry.coordinator())
+    shown, was_alive, told = 0, is_alive(registry.coordinator()), set[str]()
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while True:
             detail, alive = registry.run_detail(name), is_alive(registry.coordinator())
@@ -37,6 +37,10 @@ def follow(registry: Registry, name: str, console: Console) -> RunSummary:
                     console.print(_line(detail, record), soft_wrap=True, highlight=False, markup=False)
                 if was_alive and not alive:
                     console.print(f"{NOT_RUNNING}; {CUT_OFF} {name}", soft_wrap=True, highlight=False, markup=False)
+                for site in undecided(detail.summary.progress):
+                    if site not in told:
+                        console.print(f"waiting for {site}: a person must decide there, or its hours", highlight=False)
+                        told.add(site)
                 shown, was_alive = len(detail.rounds), alive
             if detail.summary.status not in UNDER_WAY:
                 break

@@ -82,9 +82,14 @@ def now(progress: Mapping[str, Any] | None) -> str:
     what = {"train": f"round {progress['number']}", "consent": "asking whether the job may run"}.get(
         progress["kind"], f"evaluating on {progress['kind']}"
     )
-    people = [f"{site} (a person, or its hours)" for site, status in progress["done"].items() if status == "waiting"]
+    people = [f"{site} (a person, or its hours)" for site in undecided(progress)]
     waiting = ", ".join([*progress["waiting"], *people]) or "nobody"
     return f"{what}: waiting for {waiting} ({time.time() - progress['since']:.0f} s)"
+
+
+def undecided(progress: Mapping[str, Any] | None) -> list[str]:
+    """Return the sites that said "waiting" in the exchange under way."""
+    return [site for site, status in (progress or {}).get("done", {}).items() if status == "waiting"]
 
 
 def run_data(detail: RunDetail) -> dict[str, Any]:
