@@ -89,7 +89,7 @@ class RoundLoop:
         self._criterion = build_criterion(job.aggregation.criterion)
         self._model, self._number, self._best = start.model, start.number, start.best
         self._attempts, self._failed, self._validated = start.attempts, 0, start.validated
-        self._pause = SHORTEST_PAUSE
+        self._pause, self._waited = SHORTEST_PAUSE, 0.0
         self._examples = dict(start.examples)
         self._refused: dict[str, str] = {}
         self._central = Central(job, start.clip_norm) if job.privacy.mechanism == "central" else None
@@ -178,20 +178,24 @@ class RoundLoop:
         record = replace(record, status="aggregated", sites=sites, whole=not self._missing(record), warnings=warnings)
         self._recorder.commit(record, model, self._best)
         self._model, self._number, self._failed = model, record.number, 0
-        self._attempts, self._pause = 0, SHORTEST_PAUSE
+        self._attempts, self._pause, self._waited = 0, SHORTEST_PAUSE, 0.0
         log.info("run %s round %d: %d sites aggregated", self._run, self._number, len(trained))
 
     def _commit_failed(self, record: RoundRecord) -> None:
         """Keep a round without quorum: the model stays, and the same round is tried again.
 
-        A round that only lacks sites that wait for their hours, or for a person, has not failed: it is tried later.
+        A round that only lacks sites that wait for their hours, or for a person, has not failed: it is tried later,
+        until they have waited as long as the job allows.
         """
         log.warning("run %s round %d, attempt %d: %s", self._run, record.number, record.attempt, record.reason)
         self._recorder.commit(record, None, self._best)
         self._attempts += 1
         self._require_possible_quorum()
-        if record.named("waiting"):
+        wanted, waiting = self._job.aggregation, record.named("waiting")
+        only_waits = len(waiting) + len(record.named("trained")) >= wanted.min_sites
+        if waiting and only_waits and self._waited <= wanted.approval_seconds:
             self._pause = min(LONGEST_PAUSE, 2 * self._pause)
+            self._waited += self._pause
             pause(self._pause, self._stopped)
             return
         self._failed += 1
@@ -268,6 +272,8 @@ class RoundLoop:
                 log.warning("run %s: %s %s: %s", self._run, reply.site, answer.status, answer.reason)
                 if answer.status == "refused":
                     self._refused[reply.site] = answer.reason
+                    if not answer.head and self._witnesses.witness(reply.site):
+                        self._suspect(f"{reply.site} does not show the audit log that was seen before: {answer.reason}")
                 return SiteRound(reply.site, answer.status, answer.reason)
             status = use(answer)
         except UpdateError as error:

@@ -386,3 +386,23 @@ def test_a_round_that_only_lacks_sites_outside_their_hours_is_tried_later_and_do
     book = run(job_of(aggregation="rounds = 1\nmin_sites = 3\nmax_failed_rounds = 2"), PlaygroundGrid(federation))
     assert book.error is None
     assert [record.status for record in book.rounds if record.kind == "train"] == ["no quorum"] * 5 + ["aggregated"]
+
+
+def waits(request):
+    return Answer("x", request.job.digest, request.number, "waiting", "at night")
+
+
+def test_a_site_that_waits_does_not_hide_that_the_others_fail(federation, no_pauses):
+    federation["west"] = lambda request: dataclasses.replace(waits(request), site="west")
+    for name in ("north", "south"):
+        federation[name] = lambda request, name=name: Answer(name, "", 0, "failed", "GPU lost")
+    book = run(job_of(aggregation="rounds = 1\nmin_sites = 2\nmax_failed_rounds = 2"), PlaygroundGrid(federation))
+    assert "no quorum 2 times in a row" in book.error
+
+
+def test_sites_are_waited_for_in_a_round_no_longer_than_the_job_allows(federation, no_pauses):
+    federation["west"] = lambda request: dataclasses.replace(waits(request), site="west")
+    text = "rounds = 1\nmin_sites = 3\nmax_failed_rounds = 2\napproval_seconds = 0.05"
+    book = run(job_of(aggregation=text), PlaygroundGrid(federation))
+    assert "no quorum 2 times in a row" in book.error
+    assert 2 < len([record for record in book.rounds if record.kind == "train"]) < 20

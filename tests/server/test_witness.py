@@ -7,6 +7,7 @@ from playground import HonestSite, PlaygroundGrid, job_of, model_of
 
 from common.audit import AuditLog
 from common.errors import UsageError
+from common.update import Answer
 from server.execution import execute
 from server.registry import Registry
 from server.witness import see_head
@@ -79,3 +80,14 @@ def test_every_request_carries_the_witness_of_its_own_site_and_a_rollback_is_in_
     assert {request.witness for site, request in grid.asked if site == "south"} == {""}
     (warning,) = registry.run_detail(name).warnings
     assert "north's audit log was rolled back" in warning
+
+
+def test_a_site_that_says_itself_that_its_log_went_back_is_named_in_the_runs_warnings(registry, log):
+    registry.keep_witness("north", log.append("started", {}).to_json())
+    reason = "this site's audit log does not hold entry 9 as the coordinator witnessed it"
+    federation = {"north": lambda request: Answer("north", "", 0, "refused", reason), "south": HonestSite("south", 700)}
+    name = registry.submit(job_of(["north", "south"]), model_of())
+    registry.claim(name)
+    grid = PlaygroundGrid(federation)
+    execute(registry, name, grid, lambda: grid.node_ids)
+    assert any("does not show the audit log" in warning for warning in registry.run_detail(name).warnings)
