@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from client.options import JsonOption, KitOption
 from common.errors import UsageError
 from common.files import read_text
 from common.kit import find_kit
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 verify = typer.Typer(add_completion=False)
 export = typer.Typer(add_completion=False)
 
-KitOption = Annotated[
-    Path | None, typer.Option("--kit", help="The site's kit folder (default: $WARDROUND_KIT, else the current folder).")
-]
 WitnessOption = Annotated[
     Path | None,
     typer.Option(help="A file of heads of this log that were kept elsewhere: JSON, one a line. It must hold them all."),
@@ -32,7 +30,7 @@ WitnessOption = Annotated[
 def _verify(
     kit: KitOption = None,
     witness: WitnessOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Check that no entry of a site's audit log was changed, removed, moved or forged, and that the ledger agrees.
 

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from common.errors import DataError
 
+CATALOG_FILE = "catalog.sqlite"
+"""The catalog's name in a site's kit."""
 SPLITS = ("train", "validation", "test")
 _VERSION = 1
 _SCHEMA = """

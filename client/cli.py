@@ -194,8 +194,7 @@ def show(kit: KitOption = None, as_json: JsonOption = False) -> None:
 
     Example: wardround site show --json
     """
-    from client.catalog import Catalog
-    from client.site import CATALOG_FILE
+    from client.catalog import CATALOG_FILE, Catalog
 
     catalog = Catalog(find_kit(kit, "site").folder / CATALOG_FILE)
     summaries = {name: catalog.summary(name) for name in catalog.collections()}

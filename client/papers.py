@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from client.catalog import Catalog
+from client.catalog import CATALOG_FILE, Catalog
 from client.privacy.rows import Row
 from client.releases import KIND, Release, release_of
 from client.rules import Rule, read_rules
@@ -25,7 +25,6 @@ from common.kit import Kit
 from common.privacy import epsilon_of
 from common.release import METRIC_FIELDS
 
-CATALOG_FILE = "catalog.sqlite"
 MOST_POINTS = 24
 """Most points of a curve of the budget over time: each takes the accountant a moment."""
 TEXTS = {

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from client.policy import DEFAULT_POLICY, Policy, read_policy
+from client.policy import Policy, read_policy
 from common.errors import RefusedError, UsageError
 
 
@@ -26,16 +25,9 @@ def read_rules(kit_folder: Path) -> tuple[Policy | None, tuple[Rule, ...], str]:
         policy = read_policy(kit_folder)
     except (RefusedError, UsageError) as error:
         return None, (), str(error)
-    meanings = _meanings()
-    values = policy.model_dump(mode="json")
-    return policy, tuple(Rule(name, _words(value), meanings.get(name, "")) for name, value in values.items()), ""
-
-
-def _meanings() -> dict[str, str]:
-    """What each setting means: the words beside it in the policy that `wardround site enrol` writes."""
-    lines = [line for line in DEFAULT_POLICY.splitlines() if " = " in line and "#" in line]
-    known = set(tomllib.loads(DEFAULT_POLICY))
-    return {name: line.split("#", 1)[1].strip() for line in lines if (name := line.split(" = ")[0]) in known}
+    values, fields = policy.model_dump(mode="json"), Policy.model_fields
+    rules = tuple(Rule(name, _words(value), fields[name].description or "") for name, value in values.items())
+    return policy, rules, ""
 
 
 def _words(value: Any) -> str:

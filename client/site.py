@@ -16,10 +16,10 @@ import torch
 from client.account import Account
 from client.approvals import require_approval
 from client.bench import Bench, set_up
-from client.catalog import Catalog
+from client.catalog import CATALOG_FILE, Catalog
 from client.outbox import recall, remember, request_key
 from client.policy import Cohort, check_cohort, check_hours, check_job, read_policy
-from client.privacy.ledger import Ledger
+from client.privacy.ledger import LEDGER_FILE, Ledger
 from client.record import site_log
 from client.training import pick_device
 from client.visit import Visit
@@ -28,7 +28,7 @@ from common.job import Job
 from common.kit import Kit, read_kit
 from common.update import Answer, Request, Status
 
-CATALOG_FILE, LEDGER_FILE, CACHE_FOLDER = "catalog.sqlite", "ledger.sqlite", "cache"
+CACHE_FOLDER = "cache"
 log = logging.getLogger("wardround.site")
 
 

@@ -35,11 +35,10 @@ def budget(
     Example: wardround site budget --kit kits/sites/north --plot budget.svg
     """
     from client.budget import budgets
-    from client.catalog import Catalog
+    from client.catalog import CATALOG_FILE, Catalog
     from client.policy import read_policy
-    from client.privacy.ledger import Ledger
+    from client.privacy.ledger import LEDGER_FILE, Ledger
     from client.record import site_log
-    from client.site import CATALOG_FILE, LEDGER_FILE
 
     folder = find_kit(kit, "site").folder
     ledger = Ledger(folder / LEDGER_FILE, site_log(folder))

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.privacy.ledger import disagreement, open_database, untold
+from client.privacy.ledger import LEDGER_FILE, disagreement, open_database, untold
 from client.privacy.rows import VERSION, Row, read_rows
 from client.record import site_log
 from common.audit import AuditLog, Entry, Fault, Head, verify_log
 from common.errors import DataError
 from common.tampering import readable
-
-LEDGER_FILE = "ledger.sqlite"
 
 
 @dataclass(frozen=True)

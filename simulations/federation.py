@@ -5,7 +5,6 @@ FOLDER/federation.toml  job.toml  kits/  data/SITE/  logs/
 
 from __future__ import annotations
 
-import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from certs.enrol import accept, enrol
 from certs.kits import admit, create_kits
-from client.policy import DEFAULT_POLICY, FILE_NAME
+from client.policy import FILE_NAME, Policy, policy_text
 from common.errors import UsageError
 from common.federation import read_federation
 from common.files import write_atomically
@@ -100,19 +99,7 @@ def _policy(collection: str, *, private: bool) -> str:
 
     Counts and metrics leave as they are: the patients here are made up or published.
     """
-    wanted = {
-        r"collections = \[\]": f'collections = ["{collection}"]',
-        'metrics = "noised"': 'metrics = "exact"',
-        'counts = "noised"': 'counts = "public"',
-    }
-    if not private:
-        wanted["require_privacy = true"] = "require_privacy = false"
-    text = DEFAULT_POLICY
-    for before, after in wanted.items():
-        text, count = re.subn(f"^{before}", after, text, flags=re.MULTILINE)
-        if count != 1:
-            raise AssertionError(f"the default policy has no line {before}")
-    return text
+    return policy_text(Policy(collections=(collection,), require_privacy=private, metrics="exact", counts="public"))
 
 
 def _free_port() -> int:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from client.catalog import Catalog, FileRecord
-from client.intake.importer import CATALOG, ImportOptions, import_folder
+from client.catalog import CATALOG_FILE, Catalog, FileRecord
+from client.intake.importer import ImportOptions, import_folder
 from common.errors import DataError
 from simulations.federation import COLLECTION, LocalFederation
 from simulations.partition import even_sizes, partition
@@ -63,7 +63,7 @@ def _read(source: Path, scratch: Path, *, allow_identified: bool) -> list[FileRe
     scratch.mkdir()
     options = ImportOptions(allow_identified=allow_identified)
     report = import_folder(scratch, COLLECTION, source, labels, options=options)
-    records = [record for record in Catalog(scratch / CATALOG).records(COLLECTION) if not record.reason]
+    records = [record for record in Catalog(scratch / CATALOG_FILE).records(COLLECTION) if not record.reason]
     labelled = [record for record in records if record.label is not None]
     if not labelled:
         reasons = Counter(refusal.reason for refusal in report.refused).most_common(1)

@@ -16,9 +16,9 @@ import nibabel
 import numpy as np
 from PIL import Image
 
-from client.catalog import Catalog
+from client.catalog import CATALOG_FILE, Catalog
 from client.intake import nifti
-from client.intake.importer import CATALOG, ImportOptions, import_folder
+from client.intake.importer import ImportOptions, import_folder
 from common.errors import DataError
 from simulations.federation import LocalFederation, create_federation
 from simulations.radiographs import LABELS_FILE, write_table
@@ -98,5 +98,5 @@ def prepare_slices(folder: Path, data: Path, *, share: float, seed: int) -> Loca
 
 def count_slices(federation: LocalFederation, site: str) -> tuple[int, int]:
     """Return how many slices and patients a site has."""
-    cases = Catalog(federation.site_kit(site) / CATALOG).cases(COLLECTION, "train")
+    cases = Catalog(federation.site_kit(site) / CATALOG_FILE).cases(COLLECTION, "train")
     return len(cases), len({case.patient for case in cases})

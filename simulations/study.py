@@ -14,10 +14,10 @@ from typing import Literal
 
 import numpy as np
 
-from client.catalog import Catalog
+from client.catalog import CATALOG_FILE, Catalog
 from client.dataset import open_cases
 from client.evaluation import Split, evaluate
-from client.intake.importer import CATALOG, ImportOptions, import_folder
+from client.intake.importer import ImportOptions, import_folder
 from client.site import CACHE_FOLDER, Site
 from client.training import pick_device
 from common.job import Job, parse_job
@@ -132,7 +132,7 @@ def run_in_process(registry: Registry, job: Job, sites: Mapping[str, AnswersRequ
 def judge(federation: LocalFederation, job: Job, model: Tensors) -> dict[str, float]:
     """Return the metrics of `model` on the referee's images, by name without "eval."."""
     kit, task, device = federation.site_kit(REFEREE), build_task(job.task), pick_device("cpu")
-    cases = open_cases(Catalog(kit / CATALOG), job.data, "train", kit / CACHE_FOLDER)
+    cases = open_cases(Catalog(kit / CATALOG_FILE), job.data, "train", kit / CACHE_FOLDER)
     network = build_network(job, task.outputs)
     load_tensors(network, model)
     found = evaluate(network, Split(cases, task.target(cases.labels)), task, device)

@@ -15,9 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.catalog import Catalog
+from client.catalog import CATALOG_FILE, Catalog
 from client.dataset import open_cases
-from client.intake.importer import CATALOG
 from client.policy import FILE_NAME
 from client.site import CACHE_FOLDER
 from common.files import write_atomically
@@ -103,7 +102,7 @@ class Bench:
 def _opacus(federation: LocalFederation, arm: Arm, seed: int) -> tuple[Mapping[str, float], float, float]:
     started = time.monotonic()
     job, kit = job_of(arm, seed), federation.site_kit(POOLED)
-    cases = open_cases(Catalog(kit / CATALOG), job.data, "train", kit / CACHE_FOLDER)
+    cases = open_cases(Catalog(kit / CATALOG_FILE), job.data, "train", kit / CACHE_FOLDER)
     tensors, epsilon = train_with_opacus(job, cases)
     return judge(federation, job, tensors), epsilon, time.monotonic() - started
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from client.catalog import Catalog, FileRecord, Settings, Summary
+from client.catalog import CATALOG_FILE, Catalog, FileRecord, Settings, Summary
 from client.intake.decisions import Rules, decide
 from client.intake.findings import findings
 from client.intake.folder import FoundFile, Listing, list_folder
@@ -31,9 +31,8 @@ from client.intake.report import Flag, ImportReport, Refusal, write_report
 from common.errors import DataError, UsageError
 from common.files import sha256_file
 
-__all__ = ["CATALOG", "ImportOptions", "Progress", "import_folder"]
+__all__ = ["ImportOptions", "Progress", "import_folder"]
 
-CATALOG = "catalog.sqlite"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 Progress = Callable[[int, int], None]
@@ -160,7 +159,7 @@ class _Intake:
 
 def _prepare(kit_folder: Path, collection: str, folder: Path, labels: Path | None, options: ImportOptions) -> _Intake:
     started = time.monotonic()
-    catalog = Catalog(kit_folder / CATALOG)
+    catalog = Catalog(kit_folder / CATALOG_FILE)
     catalog.check()
     listing = list_folder(folder)
     if not listing.files and not listing.refused:

@@ -27,6 +27,8 @@ from common.audit import AuditLog
 from common.errors import DataError, RefusedError
 from common.privacy import Spending, epsilon_of, noise_for
 
+LEDGER_FILE = "ledger.sqlite"
+"""The ledger's name in a site's kit."""
 SPENDING, BEGUN = "spending", "ledger"
 """Kinds of entries in the audit log: a row of the ledger was written; the ledger was begun."""
 

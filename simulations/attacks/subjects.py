@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from client.catalog import Catalog
+from client.catalog import CATALOG_FILE, Catalog
 from client.dataset import CaseSet, open_cases
-from client.intake.importer import CATALOG, ImportOptions, import_folder
+from client.intake.importer import ImportOptions, import_folder
 from client.site import CACHE_FOLDER
 from common.errors import DataError
 from common.job import Job
@@ -49,7 +49,7 @@ def _cropped(image: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 def site_cases(job: Job, kit: Path) -> CaseSet:
     """Return the training split of the job's collection at the site with that kit. Raises KitError or DataError."""
     read_kit(kit, "site")
-    return open_cases(Catalog(kit / CATALOG), job.data, "train", kit / CACHE_FOLDER)
+    return open_cases(Catalog(kit / CATALOG_FILE), job.data, "train", kit / CACHE_FOLDER)
 
 
 @contextmanager
@@ -67,4 +67,4 @@ def folder_cases(job: Job, folder: Path) -> Iterator[CaseSet]:
         report = import_folder(scratch, job.data.collection, folder, labels, options=options)
         if not report.indexed:
             raise DataError(f"{folder}: no image could be used: {report.refused[0][1] if report.refused else 'none'}")
-        yield open_cases(Catalog(scratch / CATALOG), job.data, "train", scratch / CACHE_FOLDER)
+        yield open_cases(Catalog(scratch / CATALOG_FILE), job.data, "train", scratch / CACHE_FOLDER)

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from client.catalog import Catalog
-from client.intake.importer import CATALOG, import_folder
+from client.catalog import CATALOG_FILE, Catalog
+from client.intake.importer import import_folder
 from common.errors import DataError
 
 
 @pytest.fixture
 def catalog(kit_folder, hospital) -> Catalog:
     import_folder(kit_folder, "chest", *hospital)
-    return Catalog(kit_folder / CATALOG)
+    return Catalog(kit_folder / CATALOG_FILE)
 
 
 def test_a_catalog_that_is_not_there_is_empty_and_is_not_made_by_looking(tmp_path):
@@ -38,7 +38,7 @@ def test_each_frame_is_a_case(kit_folder, tmp_path, write_dicom):
 
     write_dicom(tmp_path / "images" / "a.dcm", pixels=np.zeros((5, 8, 8), dtype=np.uint8))
     import_folder(kit_folder, "cine", tmp_path / "images")
-    catalog = Catalog(kit_folder / CATALOG)
+    catalog = Catalog(kit_folder / CATALOG_FILE)
     cases = [case for split in ("train", "validation", "test") for case in catalog.cases("cine", split)]
     assert [case.frame for case in cases] == [0, 1, 2, 3, 4]
     assert catalog.summary("cine").images == 5

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.catalog import Catalog
+from client.catalog import CATALOG_FILE, Catalog
 from client.dataset import open_cases
-from client.intake.importer import CATALOG, ImportOptions, import_folder
+from client.intake.importer import ImportOptions, import_folder
 from common.errors import DataError
 from common.job import DataSection
 
@@ -23,7 +23,7 @@ CHEST = DataSection(collection="chest", size=(16, 16))
 @pytest.fixture
 def catalog(kit_folder, hospital) -> Catalog:
     import_folder(kit_folder, "chest", *hospital, options=ALL_TRAIN)
-    return Catalog(kit_folder / CATALOG)
+    return Catalog(kit_folder / CATALOG_FILE)
 
 
 def labelled(tmp_path, folder, key="file") -> Path:
@@ -96,7 +96,7 @@ from pathlib import Path
 from client.catalog import Catalog
 from client.dataset import open_cases
 from common.job import DataSection
-cases = open_cases(Catalog(Path({str(kit_folder / CATALOG)!r})), DataSection(collection="chest", size=(16, 16)),
+cases = open_cases(Catalog(Path({str(kit_folder / CATALOG_FILE)!r})), DataSection(collection="chest", size=(16, 16)),
                    "train", Path({str(tmp_path / "cache")!r}))
 print(float(cases.images.sum()))
 """
@@ -122,7 +122,7 @@ from client.dataset import open_cases
 from common.errors import DataError
 from common.job import DataSection
 try:
-    open_cases(Catalog(Path({str(kit_folder / CATALOG)!r})), DataSection(collection="chest", size=(64, 64)),
+    open_cases(Catalog(Path({str(kit_folder / CATALOG_FILE)!r})), DataSection(collection="chest", size=(64, 64)),
                "train", Path({str(tmp_path / "cache")!r}))
 except DataError as error:
     print(error)
@@ -170,7 +170,10 @@ def test_a_2d_image_at_a_3d_size_is_named(kit_folder, tmp_path):
     import_folder(kit_folder, "photos", tmp_path / "images", labels, options=ALL_TRAIN)
     with pytest.raises(DataError, match=r"a\.png: a 2D image can't be used at a 3D size"):
         open_cases(
-            Catalog(kit_folder / CATALOG), DataSection(collection="photos", size=(8, 16, 16)), "train", tmp_path / "c"
+            Catalog(kit_folder / CATALOG_FILE),
+            DataSection(collection="photos", size=(8, 16, 16)),
+            "train",
+            tmp_path / "c",
         )
 
 
@@ -178,7 +181,7 @@ def test_a_smaller_size_averages_rather_than_picks(kit_folder, tmp_path, write_d
     board = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
     write_dicom(tmp_path / "images" / "a.dcm", pixels=board)
     import_folder(kit_folder, "chest", tmp_path / "images", labelled(tmp_path, tmp_path / "images"), options=ALL_TRAIN)
-    cases = open_cases(Catalog(kit_folder / CATALOG), CHEST, "train", tmp_path / "cache")
+    cases = open_cases(Catalog(kit_folder / CATALOG_FILE), CHEST, "train", tmp_path / "cache")
     np.testing.assert_allclose(cases.images[0, 0, 2:-2, 2:-2], 0.5, atol=0.02)
 
 
@@ -186,7 +189,7 @@ def test_frames_of_one_file_are_cases_in_2d_and_slices_in_3d(kit_folder, tmp_pat
     stored = np.arange(10, dtype=np.uint8)[:, None, None] * np.full((1, 20, 20), 20, dtype=np.uint8)
     write_dicom(tmp_path / "images" / "a.dcm", pixels=stored)
     import_folder(kit_folder, "chest", tmp_path / "images", labelled(tmp_path, tmp_path / "images"), options=ALL_TRAIN)
-    catalog = Catalog(kit_folder / CATALOG)
+    catalog = Catalog(kit_folder / CATALOG_FILE)
     flat = open_cases(catalog, CHEST, "train", tmp_path / "cache")
     assert (flat.images.shape, flat.patient_count) == ((10, 1, 16, 16), 1)
     np.testing.assert_allclose(flat.images.mean(axis=(1, 2, 3)), np.arange(10) * 20 / 255, atol=1e-6)
@@ -201,7 +204,10 @@ def test_the_series_of_a_real_patient_are_volumes(kit_folder, shared_data, tmp_p
     options = ImportOptions(fractions=(1.0, 0.0, 0.0), allow_identified=True)
     import_folder(kit_folder, "brain", folder, labels, options=options)
     cases = open_cases(
-        Catalog(kit_folder / CATALOG), DataSection(collection="brain", size=(16, 32, 32)), "train", tmp_path / "cache"
+        Catalog(kit_folder / CATALOG_FILE),
+        DataSection(collection="brain", size=(16, 32, 32)),
+        "train",
+        tmp_path / "cache",
     )
     assert cases.images.shape == (5, 1, 16, 32, 32)
     assert cases.patient_count == 1
@@ -214,7 +220,7 @@ def test_real_volumes_are_cases_in_3d_and_their_slices_in_2d(kit_folder, shared_
     for path in sorted((shared_data / "hippocampus_mri" / "images").iterdir())[:4]:
         (folder / path.name).symlink_to(path)
     import_folder(kit_folder, "hippo", folder, labelled(tmp_path, folder), options=ALL_TRAIN)
-    catalog = Catalog(kit_folder / CATALOG)
+    catalog = Catalog(kit_folder / CATALOG_FILE)
     solid = open_cases(catalog, DataSection(collection="hippo", size=(32, 32, 32)), "train", tmp_path / "cache")
     assert (solid.images.shape, solid.patient_count) == ((4, 1, 32, 32, 32), 4)
     flat = open_cases(catalog, DataSection(collection="hippo", size=(32, 32)), "train", tmp_path / "cache")
@@ -229,7 +235,7 @@ def test_memory_does_not_grow_with_the_collection(kit_folder, tmp_path, write_di
     import_folder(kit_folder, "chest", folder, labelled(tmp_path, folder), options=ALL_TRAIN)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     section = DataSection(collection="chest", size=(1024, 1024))
-    cases = open_cases(Catalog(kit_folder / CATALOG), section, "train", tmp_path / "cache")
+    cases = open_cases(Catalog(kit_folder / CATALOG_FILE), section, "train", tmp_path / "cache")
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     assert cases.images.nbytes > 250e6
     assert grown < 100e6

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.catalog import Catalog
-from client.intake.importer import CATALOG, ImportOptions, import_folder
+from client.catalog import CATALOG_FILE, Catalog
+from client.intake.importer import ImportOptions, import_folder
 from common.errors import DataError, UsageError
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -27,7 +27,7 @@ def reason_of(report, path: str) -> str:
 
 def contents(kit_folder: Path) -> list[tuple]:
     """Every row of the catalog."""
-    with sqlite3.connect(kit_folder / CATALOG) as connection:
+    with sqlite3.connect(kit_folder / CATALOG_FILE) as connection:
         return [row for table in ("collections", "patients", "files") for row in connection.execute(
             f"SELECT * FROM {table} ORDER BY 1, 2, 3")]  # fmt: skip
 
@@ -65,7 +65,7 @@ def test_touched_files_are_unchanged_and_altered_ones_are_not(kit_folder, hospit
 def test_splits_are_by_patient_and_stay_when_data_is_added(kit_folder, hospital, write_dicom):
     folder, labels = hospital
     import_folder(kit_folder, "chest", folder, labels)
-    catalog = Catalog(kit_folder / CATALOG)
+    catalog = Catalog(kit_folder / CATALOG_FILE)
     before = catalog.splits("chest")
     for patient in range(50, 90):
         write_dicom(folder / f"new{patient}.dcm", PatientID=f"STUDY-{patient:03}")
@@ -81,7 +81,7 @@ def test_splits_are_by_patient_and_stay_when_data_is_added(kit_folder, hospital,
 
 def test_the_same_secret_and_seed_give_the_same_splits_in_a_new_catalog(kit_folder, hospital):
     import_folder(kit_folder, "chest", *hospital)
-    catalog = Catalog(kit_folder / CATALOG)
+    catalog = Catalog(kit_folder / CATALOG_FILE)
     before = catalog.splits("chest")
     for file in kit_folder.glob("catalog.sqlite*"):
         file.unlink()
@@ -127,7 +127,7 @@ def test_pseudonyms_are_keyed_with_the_sites_own_secret(kit_folder, tmp_path, ho
     import_folder(other, "chest", *hospital)
     assert (kit_folder / "pseudonym.key").stat().st_mode & 0o777 == 0o600
     assert len((kit_folder / "pseudonym.key").read_bytes()) == 32
-    first, second = (set(Catalog(kit / CATALOG).splits("chest")) for kit in (kit_folder, other))
+    first, second = (set(Catalog(kit / CATALOG_FILE).splits("chest")) for kit in (kit_folder, other))
     assert not first & second
 
 
@@ -178,16 +178,16 @@ def test_labels_that_match_nothing_are_one_clear_error_and_nothing_is_written(ki
     labels.write_text("patient,label\nsomeone else,sick\n")
     with pytest.raises(DataError, match="none of its 1 rows matches any of the 24 readable images"):
         import_folder(kit_folder, "chest", folder, labels)
-    assert Catalog(kit_folder / CATALOG).collections() == []
+    assert Catalog(kit_folder / CATALOG_FILE).collections() == []
 
 
 def test_new_labels_take_effect_and_an_import_without_labels_keeps_them(kit_folder, hospital):
     folder, labels = hospital
     import_folder(kit_folder, "chest", folder, labels)
-    digest = Catalog(kit_folder / CATALOG).digest("chest")
+    digest = Catalog(kit_folder / CATALOG_FILE).digest("chest")
     report = import_folder(kit_folder, "chest", folder)
     assert (report.unchanged, report.refused) == (24, ())
-    assert Catalog(kit_folder / CATALOG).digest("chest") == digest
+    assert Catalog(kit_folder / CATALOG_FILE).digest("chest") == digest
     labels.write_text(labels.read_text().replace("well", "healthy"))
     report = import_folder(kit_folder, "chest", folder, labels)
     assert report.summary is not None
@@ -242,12 +242,12 @@ def test_copies_are_refused_and_the_first_one_stays(kit_folder, hospital, write_
 def test_a_copy_of_the_folder_elsewhere_adds_nothing(kit_folder, hospital, tmp_path):
     folder, labels = hospital
     import_folder(kit_folder, "chest", folder, labels)
-    digest = Catalog(kit_folder / CATALOG).digest("chest")
+    digest = Catalog(kit_folder / CATALOG_FILE).digest("chest")
     shutil.copytree(folder, tmp_path / "copy")
     report = import_folder(kit_folder, "chest", tmp_path / "copy", labels)
     assert report.indexed == 0
     assert report.reasons == {"a duplicate": 24}
-    assert Catalog(kit_folder / CATALOG).digest("chest") == digest
+    assert Catalog(kit_folder / CATALOG_FILE).digest("chest") == digest
 
 
 def test_files_that_are_gone_leave_the_collection(kit_folder, hospital):
@@ -329,7 +329,7 @@ def test_file_names_that_are_no_text_do_no_harm(kit_folder, tmp_path, write_dico
     report = import_folder(kit_folder, "chest", folder)
     assert report.indexed == 1
     assert json.loads(report.to_json())["refused"] == [{"path": "c?.txt", "reason": "an empty file"}]
-    catalog = Catalog(kit_folder / CATALOG)
+    catalog = Catalog(kit_folder / CATALOG_FILE)
     (case,) = (case for split in ("train", "validation", "test") for case in catalog.cases("chest", split))
     assert case.image.is_file()
     assert import_folder(kit_folder, "chest", folder).unchanged == 1
@@ -344,7 +344,7 @@ def test_a_folder_that_cannot_be_used_is_one_clear_line(kit_folder, tmp_path, wh
         folder.mkdir()
     with pytest.raises(DataError, match=r"images: the folder (can't be read|has no file)"):
         import_folder(kit_folder, "chest", folder)
-    assert not (kit_folder / CATALOG).exists()
+    assert not (kit_folder / CATALOG_FILE).exists()
 
 
 def without_roots_override() -> None:
@@ -413,7 +413,7 @@ def test_a_report_that_cannot_be_written_stops_the_import_before_it_counts(kit_f
     (kit_folder / "reports").write_text("in the way")
     with pytest.raises(DataError, match="nothing was imported"):
         import_folder(kit_folder, "chest", *hospital)
-    assert Catalog(kit_folder / CATALOG).collections() == []
+    assert Catalog(kit_folder / CATALOG_FILE).collections() == []
 
 
 def test_a_full_disk_is_one_clear_line_and_the_catalog_is_as_it_was(kit_folder, hospital, write_dicom):

@@ -8,12 +8,12 @@ from pathlib import Path
 import pydicom.data
 import pytest
 
-from client.catalog import Catalog
+from client.catalog import CATALOG_FILE, Catalog
 from client.dataset import open_cases
 from client.intake import dicom
 from client.intake.formats import FORMATS, identify
 from client.intake.image import FileRefusedError
-from client.intake.importer import CATALOG, ImportOptions, import_folder
+from client.intake.importer import ImportOptions, import_folder
 from common.job import DataSection
 
 SHIPPED = Path(pydicom.data.__file__).parent
@@ -68,7 +68,10 @@ def test_the_indexed_shipped_files_become_cases(kit_folder, tmp_path):
     report = import_folder(kit_folder, "shipped", SHIPPED, labels, options=EVERYTHING)
     assert report.summary is not None
     cases = open_cases(
-        Catalog(kit_folder / CATALOG), DataSection(collection="shipped", size=(32, 32)), "train", tmp_path / "cache"
+        Catalog(kit_folder / CATALOG_FILE),
+        DataSection(collection="shipped", size=(32, 32)),
+        "train",
+        tmp_path / "cache",
     )
     assert len(cases.labels) == report.summary.images > 90
     assert cases.images.min() >= 0

@@ -22,9 +22,9 @@ import client.visit
 from client.app import answer
 from client.intake.importer import import_folder
 from client.policy import DEFAULT_POLICY
-from client.privacy.ledger import Ledger
+from client.privacy.ledger import LEDGER_FILE, Ledger
 from client.record import site_log
-from client.site import LEDGER_FILE, Site
+from client.site import Site
 from common.audit import Head, verify_log
 from common.job import parse_job
 from common.networks import initial_model
