@@ -30,13 +30,10 @@ class Account:
         The noise that the run had before is kept while it is enough. Raises RefusedError when no noise is.
         """
         privacy, collection = self.job.privacy, self.job.data.collection
-        before = [
-            entry.spending
-            for entry in self.ledger.entries()
-            if (entry.collection, entry.run, entry.split, entry.purpose) == (collection, self.run, split, purpose)
-        ]
+        entries = self.ledger.entries_by_run(collection, self.run, split)
+        before = [entry.spending for entry in entries if entry.purpose == purpose]
         return calibrate(
-            self.ledger.spent_by_run(collection, self.run, split),
+            [entry.spending for entry in entries],
             sample_rate,
             steps,
             epsilon=privacy.epsilon,

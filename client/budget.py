@@ -10,15 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from client.account import Account
-from client.privacy.ledger import Entry, Ledger
+from client.privacy.ledger import Entry, Ledger, counts_for_life
 from client.privacy.rows import Row
-from client.training import Plan
 from common.errors import RefusedError
 from common.privacy import Spending, epsilon_of, noise_for
+
+if TYPE_CHECKING:
+    from client.training import Plan  # torch, which a look at the budget does not need
 
 CURVE_POINTS = 40
 """Most points of a budget's curve over time: each is an accounting of its own."""
@@ -79,6 +82,11 @@ def largest_further_run(spent: Sequence[Spending], limit: float, delta: float) -
     return epsilon_of([Spending(noise, 1.0, 1)], delta)
 
 
+def evenly(count: int, most: int) -> list[int]:
+    """Return at most `most` positions spread over `count` of them, the first and the last included."""
+    return sorted({round(at) for at in np.linspace(0, count - 1, min(count, most))})
+
+
 def check_run(account: Account, plan: Plan, number: int) -> None:
     """Check, before its first step, that the run as a whole fits both limits: of the run, and for life.
 
@@ -121,10 +129,10 @@ def _nearest(account: Account, plan: Plan, steps: int, before: Sequence[Spending
 
 def _budget(rows: Sequence[Row], collection: str, split: str, limit: float, sharing: tuple[str, ...]) -> Budget:
     mine = [row for row in rows if (row.entry.collection, row.entry.split) == (collection, split)]
-    counted = [row for row in rows if row in mine or row.entry.collection in sharing]
+    counted = [row for row in rows if counts_for_life(row.entry, collection, split, sharing)]
     delta = min(row.entry.delta for row in mine)
     spendings = [row.entry.spending for row in counted]
-    points = sorted({round(at) for at in np.linspace(0, len(counted) - 1, min(len(counted), CURVE_POINTS))})
+    points = evenly(len(counted), CURVE_POINTS)
     history = tuple((counted[at].at, epsilon_of(spendings[: at + 1], delta)) for at in points)
     return Budget(
         collection,

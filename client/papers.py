@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from client.budget import evenly
 from client.catalog import CATALOG_FILE, Catalog
+from client.privacy.ledger import counts_for_life
 from client.privacy.rows import Row
 from client.releases import KIND, Release, release_of
 from client.rules import Rule, read_rules
@@ -217,13 +219,9 @@ def _releases(entries: Iterable[Entry]) -> Iterator[Release]:
 def _budgets(rows: Sequence[Row], limit: float | None, catalog: Catalog) -> Iterator[Budget]:
     for collection, split in sorted({(row.entry.collection, row.entry.split) for row in rows}):
         sharing = _sharing(catalog, collection)
-        counted = [
-            row
-            for row in rows
-            if (row.entry.collection, row.entry.split) == (collection, split) or row.entry.collection in sharing
-        ]
+        counted = [row for row in rows if counts_for_life(row.entry, collection, split, sharing)]
         delta = min(row.entry.delta for row in counted)  # of several, the one with the largest epsilon
-        ends = sorted({round(index * (len(counted) - 1) / (MOST_POINTS - 1)) for index in range(MOST_POINTS)})
+        ends = evenly(len(counted), MOST_POINTS)
         points = tuple(Point(counted[end].at, _epsilon(counted[: end + 1], delta)) for end in ends)
         units = tuple(sorted({row.entry.unit for row in counted}))
         runs = len({row.entry.run for row in counted})

@@ -26,9 +26,10 @@ from client.privacy.dpsgd import Mechanism as Mechanism
 from client.privacy.dpsgd import Parts, private_gradient, usual_parts
 from client.privacy.engines import ENGINES, named_engine
 from client.privacy.remembered import remembered_engine
-from client.privacy.sampling import sampling_rate, units_of
+from client.privacy.sampling import units_of
 from common.errors import JobError, UsageError
 from common.job import Job
+from common.privacy import sampling_rate, steps_per_round
 from common.tasks.task import Task
 
 
@@ -75,7 +76,7 @@ def plan_steps(job: Job, cases: CaseSet, released_units: int | None = None) -> P
         named_engine(job.privacy.engine, _images_a_unit(job, cases))  # here, before any privacy is spent
     count = released_units or len(units_of(cases.patients, job.privacy.unit))
     rate = sampling_rate(job.training.batch_size, count)
-    return Plan(max(1, round(job.training.local_epochs / rate)), rate, count)
+    return Plan(steps_per_round(job.training.local_epochs, rate), rate, count)
 
 
 def train_round(

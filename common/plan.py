@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from common.errors import RefusedError
 from common.job import Job
-from common.privacy import Spending, epsilon_of, noise_for, rdp_epsilon_of
+from common.privacy import Spending, epsilon_of, noise_for, rdp_epsilon_of, sampling_rate, steps_per_round
 
 GUESS = 500
 """Units that a site is taken to have when nobody says."""
@@ -45,11 +45,11 @@ class SitePlan:
     sample_rate: float
     steps_per_round: int
     steps: int
-    noise_multiplier: float
-    epsilon: float
-    rdp_epsilon: float
-    curve: tuple[tuple[int, float], ...]
-    noise_share: float
+    noise_multiplier: float = 0.0
+    epsilon: float = 0.0
+    rdp_epsilon: float = 0.0
+    curve: tuple[tuple[int, float], ...] = ()
+    noise_share: float = math.inf
     refusal: str = ""
 
 
@@ -107,35 +107,29 @@ def _central(job: Job, parameters: int) -> PrivacyPlan:
 def _site(job: Job, parameters: int, site: str, units: int | None, left: float | None) -> SitePlan:
     privacy, known = job.privacy, units or GUESS
     allowed = privacy.epsilon if left is None else min(privacy.epsilon, left)
-    rate = min(1.0, job.training.batch_size / known)
-    each = max(1, round(job.training.local_epochs / rate))
+    rate = sampling_rate(job.training.batch_size, known)
+    each = steps_per_round(job.training.local_epochs, rate)
     steps = each * job.aggregation.rounds
-    refusal = ""
+    nothing, refusal = SitePlan(site, known, units is None, rate, each, steps), ""
     if left is not None and left < privacy.epsilon:
         refusal = f"the run needs epsilon {privacy.epsilon:g}, {left:g} is left"
         if left <= 0:
-            return SitePlan(site, known, units is None, rate, each, steps, 0.0, 0.0, 0.0, (), math.inf,
-                            f"{refusal}: no job fits")  # fmt: skip
+            return replace(nothing, refusal=f"{refusal}: no job fits")
         refusal += f": the nearest job that fits has privacy.epsilon = {left:g}"
     try:
         noise = noise_for(allowed, privacy.delta, rate, steps)
     except RefusedError as error:
-        return SitePlan(site, known, units is None, rate, each, steps, 0.0, 0.0, 0.0, (), math.inf, str(error))
+        return replace(nothing, refusal=str(error))
     whole = [Spending(noise, rate, steps)]
     share = noise * math.sqrt(parameters) / (min(job.training.batch_size, known) * math.sqrt(steps))
-    return SitePlan(
-        site,
-        known,
-        units is None,
-        rate,
-        each,
-        steps,
-        noise,
-        epsilon_of(whole, privacy.delta),
-        rdp_epsilon_of(whole, privacy.delta),
-        _curve(job, noise, rate, each),
-        share,
-        refusal,
+    return replace(
+        nothing,
+        noise_multiplier=noise,
+        epsilon=epsilon_of(whole, privacy.delta),
+        rdp_epsilon=rdp_epsilon_of(whole, privacy.delta),
+        curve=_curve(job, noise, rate, each),
+        noise_share=share,
+        refusal=refusal,
     )
 
 

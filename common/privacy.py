@@ -46,6 +46,16 @@ class Spending:
             raise ValueError(f"no such spending: {self}")
 
 
+def sampling_rate(batch_size: int, units: int) -> float:
+    """Return the rate at which the expected number of units in a step is `batch_size`, at most 1."""
+    return min(1.0, batch_size / units)
+
+
+def steps_per_round(local_epochs: float, sample_rate: float) -> int:
+    """Return the steps in which every unit is expected to be drawn `local_epochs` times, at least 1."""
+    return max(1, round(local_epochs / sample_rate))
+
+
 def epsilon_of(spendings: Iterable[Spending], delta: float) -> float:
     """Return the epsilon at `delta` of all `spendings` together; infinite when one had no noise.
 

@@ -171,11 +171,12 @@ class RoundLoop:
         if record.number > 1 and self._criterion.better(record.score, self._best):
             self._best = Kept(record.number - 1, record.score)
         trained = record.named("trained")
-        warnings = (*record.warnings, *self._missing(record))
+        missing = self._missing(record)
+        warnings = (*record.warnings, *missing)
         for warning in warnings:
             log.warning("run %s round %d: %s", self._run, record.number, warning)
         sites = tuple(replace(site, status="aggregated") if site.site in trained else site for site in record.sites)
-        record = replace(record, status="aggregated", sites=sites, whole=not self._missing(record), warnings=warnings)
+        record = replace(record, status="aggregated", sites=sites, whole=not missing, warnings=warnings)
         self._recorder.commit(record, model, self._best)
         self._model, self._number, self._failed = model, record.number, 0
         self._attempts, self._pause, self._waited = 0, SHORTEST_PAUSE, 0.0

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from server.criterion import evaluated_cases
 from server.records import RoundRecord, RunSummary, weighted_mean
 from server.registry import Registry
 
@@ -73,7 +74,7 @@ def _line(before: RoundRecord | None, record: RoundRecord, rounds: int) -> str:
 
 
 def _mean(record: RoundRecord, metric: str) -> float | None:
-    return weighted_mean((site.metrics.get(metric), site.metrics.get("eval.images", 0.0)) for site in record.sites)
+    return weighted_mean((site.metrics.get(metric), evaluated_cases(site.metrics)) for site in record.sites)
 
 
 def _bar(score: float | None) -> str:

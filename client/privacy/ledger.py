@@ -54,6 +54,10 @@ class Ledger:
 
     def spent_by_run(self, collection: str, run: str, split: str = "train") -> list[Spending]:
         """Return what `run` has spent on a split of `collection` so far, entry by entry."""
+        return [entry.spending for entry in self.entries_by_run(collection, run, split)]
+
+    def entries_by_run(self, collection: str, run: str, split: str = "train") -> list[Entry]:
+        """Return the entries of `run` on a split of `collection`, oldest first."""
         return _of_run(self.entries(), collection, run, split)
 
     def spent_for_life(
@@ -198,25 +202,26 @@ def untold(rows: Sequence[Row], log: AuditLog | None) -> Sequence[Row]:
     return rows[told.body["sequence"] if told else 0 :]
 
 
-def _of_run(entries: Sequence[Entry], collection: str, run: str, split: str) -> list[Spending]:
+def counts_for_life(entry: Entry, collection: str, split: str, sharing: Sequence[str]) -> bool:
+    """Whether an entry counts for life on a split of `collection`: its own, and any split of those in `sharing`."""
+    own = (entry.collection, entry.split) == (collection, split)
+    return own or (entry.collection in sharing and entry.collection != collection)
+
+
+def _of_run(entries: Sequence[Entry], collection: str, run: str, split: str) -> list[Entry]:
     wanted = (collection, run, split)
-    return [entry.spending for entry in entries if (entry.collection, entry.run, entry.split) == wanted]
+    return [entry for entry in entries if (entry.collection, entry.run, entry.split) == wanted]
 
 
 def _for_life(entries: Sequence[Entry], collection: str, split: str, sharing: Sequence[str]) -> list[Spending]:
-    return [
-        entry.spending
-        for entry in entries
-        if (entry.collection, entry.split) == (collection, split)
-        or (entry.collection in sharing and entry.collection != collection)
-    ]
+    return [entry.spending for entry in entries if counts_for_life(entry, collection, split, sharing)]
 
 
 def _check_limits(
     entries: Sequence[Entry], entry: Entry, run_limit: float, life_limit: float, sharing: Sequence[str]
 ) -> float:
     """Return the run's epsilon with `entry`. Raises RefusedError if a limit does not allow it."""
-    spent = _of_run(entries, entry.collection, entry.run, entry.split)
+    spent = [one.spending for one in _of_run(entries, entry.collection, entry.run, entry.split)]
     of_run = epsilon_of([*spent, entry.spending], entry.delta)
     if of_run > run_limit:
         raise RefusedError(f"the run would have spent epsilon {of_run:.3f}, over its limit of {run_limit:g}")

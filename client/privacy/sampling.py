@@ -1,4 +1,4 @@
-"""Poisson sampling of units. The rate that is drawn with is the rate that is accounted: both come from here.
+"""Poisson sampling of units. The rate that is drawn with is the rate that is accounted: `sampling_rate`.
 
 References: Abadi et al., CCS 2016 (the sampled Gaussian mechanism); Chua et al., "How Private are DP-SGD
 Implementations?", ICML 2024 (why shuffled batches may not be accounted as Poisson ones).
@@ -31,11 +31,6 @@ def units_of(patients: np.ndarray, unit: str) -> Units:
     order = np.argsort(patients, kind="stable")
     _, starts = np.unique(patients[order], return_index=True)
     return Units(tuple(np.split(order, starts[1:])))
-
-
-def sampling_rate(batch_size: int, units: int) -> float:
-    """Return the rate at which the expected number of units in a step is `batch_size`, at most 1."""
-    return min(1.0, batch_size / units)
 
 
 class PoissonSampler:

@@ -37,10 +37,9 @@ def in_a_run():
 
 
 @pytest.fixture
-def kit(kit_folder, hospital):
+def kit(kit_folder, write_kit, hospital):
     """The kit of a site of 12 patients with two images each."""
-    values = {"role": "site", "name": "north", "federation": "f", "federation_id": "0" * 64, "address": "127.0.0.1:1"}
-    (kit_folder / "kit.toml").write_text("".join(f'{key} = "{value}"\n' for key, value in values.items()))
+    write_kit(kit_folder)
     key = kit_folder / "pseudonym.key"
     key.write_bytes(bytes([1]) * 32)
     key.chmod(0o600)
@@ -83,6 +82,13 @@ jobs = st.builds(
     sites=st.sampled_from([["north"], ["south"]]),
     rounds=st.integers(1, 3),
 )
+
+
+def private_job(more=""):
+    return parse_job(
+        'name = "j"\nsites = ["north"]\n[task]\nlabels = ["well", "sick"]\n'
+        f'[data]\ncollection = "chest"\nsize = [8, 8]\n[privacy]\nmechanism = "dp-sgd"\n{more}'
+    )
 
 
 def sent(site, request):
@@ -142,11 +148,7 @@ def test_a_type_that_gains_a_field_gains_it_on_the_list():
 
 def test_with_privacy_the_same_data_gives_the_same_count_in_every_run_and_pays_for_it_once(kit, in_a_run):
     allow(kit, {})
-    job = parse_job(
-        'name = "j"\nsites = ["north"]\n[task]\nlabels = ["well", "sick"]\n'
-        '[data]\ncollection = "chest"\nsize = [8, 8]\n'
-        '[privacy]\nmechanism = "dp-sgd"\n'
-    )
+    job = private_job()
     site = Site.open(kit, "cpu")
     counts = {decode_answer(sent(site, Request("consent", run, 1, job, {}))).examples for run in ("a", "b", "c")}
     assert len(counts) == 1
@@ -155,11 +157,7 @@ def test_with_privacy_the_same_data_gives_the_same_count_in_every_run_and_pays_f
 
 def test_noised_metrics_cost_their_own_split_and_not_the_training_patients(kit, in_a_run):
     allow(kit, {})
-    job = parse_job(
-        'name = "j"\nsites = ["north"]\n[task]\nlabels = ["well", "sick"]\n'
-        '[data]\ncollection = "chest"\nsize = [8, 8]\n'
-        '[privacy]\nmechanism = "dp-sgd"\nengine = "plain"\n[aggregation]\nrounds = 2\n'
-    )
+    job = private_job('engine = "plain"\n[aggregation]\nrounds = 2\n')
     site = Site.open(kit, "cpu")
     for number in (1, 2):
         assert decode_answer(sent(site, Request("train", "a", number, job, initial_model(job)))).status == "ok"

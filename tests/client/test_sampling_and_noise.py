@@ -7,7 +7,8 @@ from scipy import stats
 
 from client.privacy.noise import DeviceNoise, FastNoise, SecureNoise, make_noise
 from client.privacy.randomness import SecureStream
-from client.privacy.sampling import PoissonSampler, sampling_rate, units_of
+from client.privacy.sampling import PoissonSampler, units_of
+from common.privacy import sampling_rate
 
 NOISES = (FastNoise, lambda: DeviceNoise(torch.device("cpu")), SecureNoise)
 PATIENTS = np.array([3, 1, 3, 0, 1, 3, 2])

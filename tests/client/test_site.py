@@ -38,10 +38,9 @@ PRIVATE, OPEN = (parse_job(JOB.format(mechanism=mechanism)) for mechanism in ("d
 
 
 @pytest.fixture
-def site(kit_folder, hospital):
+def site(kit_folder, write_kit, hospital):
     """A site of 12 patients with two images each, whose policy allows what the jobs here ask for."""
-    fields = {"role": "site", "name": "north", "federation": "f", "federation_id": "0" * 64, "address": "127.0.0.1:1"}
-    (kit_folder / "kit.toml").write_text("".join(f'{key} = "{value}"\n' for key, value in fields.items()))
+    write_kit(kit_folder)
     allow(kit_folder, collections='["chest"]', require_privacy="false", min_patients=2, min_evaluation_patients=1)
     key = kit_folder / "pseudonym.key"
     key.write_bytes(bytes([KEY]) * 32)  # splits hang on the key: with this one every split has patients of both labels
