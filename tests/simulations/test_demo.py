@@ -46,8 +46,9 @@ def test_the_demo_trains_across_processes_and_compares_and_leaves_none_behind(tm
     assert set(result["sites"]) == {"northfield", "eastbrook"}
     for site in result["sites"].values():
         assert 0 < site["epsilon"] <= 8
-        assert 0 <= site["common"]["auc"] <= 1
-        assert 0 <= site["own"]["auc"] <= 1
+        # Not the AUC: so few test patients may be of one class only, and then it is undefined.
+        assert 0 <= site["common"]["accuracy"] <= 1
+        assert 0 <= site["own"]["accuracy"] <= 1
     assert Path(result["model"]).read_bytes()
     assert "round 2/2" in err
     assert f"wardround runs show {result['run']}" in err
