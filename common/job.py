@@ -12,20 +12,15 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from common.errors import JobError
 from common.faults import explain
 from common.files import read_text
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-
-
-class Section(BaseModel):
-    """A frozen table of a job that accepts no key it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+from common.section import Name as Name
+from common.section import Section as Section
+from common.strategies import Parameters, read_parameters
 
 
 class TaskSection(Section):
@@ -58,9 +53,37 @@ class DataSection(Section):
     )
     channels: Literal[1, 3] = Field(1, description="1 for grey, 3 for colour")
     augment: Literal["none", "light"] = Field("none", description='"light": small shifts and, for images, flips')
-    scale: Literal["unit", "standard"] = Field(
-        "unit", description='intensities as the network sees them: "unit" in [0, 1], "standard" (x - 0.5) / 0.25'
+    features: tuple[str, ...] = Field(
+        (), description='a table\'s columns, instead of images; "cp=2" is 1 where column cp is 2, else 0'
     )
+    scale: Literal["unit", "standard", "site"] = Field(
+        "unit",
+        description='"unit": images in [0, 1], tables as they are; "standard": images (x - 0.5) / 0.25, tables by '
+        'means and deviations; "site": by mean and deviation of the site\'s own training split (not with DP)',
+    )
+    means: tuple[float, ...] = Field((), description='with scale "standard": each feature\'s mean, a public constant')
+    deviations: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (), description='with scale "standard": each feature\'s standard deviation, a public constant'
+    )
+
+    @property
+    def table(self) -> bool:
+        """Whether cases are rows of a table, and not images."""
+        return bool(self.features)
+
+    @model_validator(mode="after")
+    def _constants_fit_the_features(self) -> DataSection:
+        if len(set(self.features)) != len(self.features):
+            raise ValueError("features names a column twice")
+        wanted = len(self.features) if self.table and self.scale == "standard" else 0
+        if not len(self.means) == len(self.deviations) == wanted:
+            raise ValueError(
+                'means and deviations need one value for each feature with scale = "standard", and none without: '
+                f"{wanted} are expected, got {len(self.means)} and {len(self.deviations)}"
+            )
+        if self.table and self.augment != "none":
+            raise ValueError('augment is for images: leave it out, or set it to "none"')
+        return self
 
 
 class NetworkSection(Section):
@@ -83,6 +106,9 @@ class TrainingSection(Section):
         32, ge=1, le=65536, description="images a step (with DP: the expected number of units a step)"
     )
     local_epochs: float = Field(1.0, gt=0, le=1000, description="passes over the site's training data in a round")
+    local_steps: int | None = Field(
+        None, ge=1, description="steps in a round, whatever a site's size (default: as local_epochs says)"
+    )
     averaging: float = Field(
         0.0,
         ge=0,
@@ -99,7 +125,23 @@ class AggregationSection(Section):
 
     strategy: Name = Field("fedavg", description="the strategy, by name in the table of strategies")
     rounds: int = Field(10, ge=1, le=100_000, description="number of rounds")
+    parameters: dict[str, int | float | str | bool] = Field(
+        default_factory=dict, description="the strategy's own parameters (`wardround job strategies` lists them)"
+    )
     proximal_mu: float = Field(0.0, ge=0, le=1e6, description="FedProx's mu: weight of the pull to the global model")
+    weighting: Literal["examples", "sites"] = Field(
+        "examples", description='what an update counts by: "examples", or "sites" (each the same)'
+    )
+    sites_per_round: int | None = Field(
+        None, ge=1, description="how many sites train in a round, drawn anew from the seed (default: all)"
+    )
+    local_layers: tuple[str, ...] = Field(
+        (),
+        description='tensors that stay at each site, by name with "*" (with "fedbn" and "fedrep" there is a default)',
+    )
+    evaluate_every: int = Field(
+        1, ge=1, description="sites evaluate the model that they are sent in every so many rounds, and in the last"
+    )
     min_sites: int = Field(1, ge=1, description="quorum: fewest sites whose update a round needs")
     min_share: float = Field(
         0.0,
@@ -117,6 +159,22 @@ class AggregationSection(Section):
     )
     criterion: Name = Field("auc", description="the validation metric by which the best model is kept")
     max_failed_rounds: int = Field(3, ge=1, description="rounds in a row without quorum before the run stops as failed")
+
+    @property
+    def known_parameters(self) -> Parameters:
+        """The strategy's parameters, defaults filled in; empty for a strategy from elsewhere."""
+        return read_parameters(self.strategy, self.parameters, self.proximal_mu)
+
+    @model_validator(mode="after")
+    def _parameters_are_the_strategys(self) -> AggregationSection:
+        parameters, taken = self.known_parameters, self.sites_per_round
+        if taken is not None and self.min_sites > taken:
+            raise ValueError(f"min_sites is {self.min_sites}, but only {taken} sites train in a round")
+        if self.strategy == "cyclic" and (self.min_sites > 1 or taken not in (None, 1)):
+            raise ValueError('strategy "cyclic" has one site in a round: leave min_sites and sites_per_round out')
+        if self.strategy == "fedbuff" and self.min_sites > getattr(parameters, "K", 1):
+            raise ValueError(f"min_sites is {self.min_sites}, more than the K updates that make a model")
+        return self
 
 
 class PrivacySection(Section):
@@ -187,6 +245,24 @@ class Job(Section):
     def _views_of_an_image_differ(self) -> Job:
         if self.privacy.augmentations > 1 and self.data.augment == "none":
             raise ValueError('privacy.augmentations above 1 needs data.augment = "light": else all views are the same')
+        return self
+
+    @model_validator(mode="after")
+    def _training_fits_the_strategy(self) -> Job:
+        training, strategy = self.training, self.aggregation.strategy
+        if self.aggregation.known_parameters.plain_steps and (
+            training.optimizer != "sgd" or training.momentum > 0 or training.averaging > 0
+        ):
+            raise ValueError(
+                f'strategy "{strategy}" needs plain SGD: training.optimizer = "sgd", momentum = 0 and averaging = 0'
+            )
+        if strategy == "fednova" and training.optimizer != "sgd":
+            raise ValueError('strategy "fednova" normalises steps of SGD: set training.optimizer = "sgd"')
+        if self.data.scale == "site" and self.private:
+            raise ValueError(
+                'data.scale = "site" rests on every patient, and nothing bounds that: with DP use "unit", or for '
+                'tables "standard" with public means and deviations'
+            )
         return self
 
     @property

@@ -1,0 +1,205 @@
+"""The parameters of each strategy, by the symbols of the papers: the part of a strategy that both sides must agree on.
+
+What a strategy does with them stands in `server/strategies` (and what a site does, in `client/methods.py`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, ClassVar
+
+from pydantic import Field, ValidationError
+
+from common.section import Section
+
+
+class Parameters(Section):
+    """No parameters; and what kind of strategy it is.
+
+    `proximal`: whether sites may add FedProx's pull, `aggregation.proximal_mu`. `keeps`: which layers stay at each site
+    unless the job names them itself.
+    """
+
+    proximal: ClassVar[bool] = True
+    keeps: ClassVar[str] = ""
+    plain_steps: ClassVar[bool] = False
+    """Whether the formula holds for plain SGD only: no momentum, no AdamW, no mean of weights."""
+
+
+class FedAvg(Parameters):
+    """McMahan et al. 2017."""
+
+    proximal: ClassVar[bool] = False
+
+
+class FedProx(Parameters):
+    """Li et al. 2020: mu is `aggregation.proximal_mu`."""
+
+
+class FedAvgM(Parameters):
+    """Hsu, Qi and Brown 2019."""
+
+    eta: float = Field(1.0, gt=0, le=100, description="server's step size")
+    beta: float = Field(0.9, ge=0, lt=1, description="server's momentum")
+
+
+class Adaptive(Parameters):
+    """Reddi et al. 2021, algorithm 2: FedAdam and FedYogi."""
+
+    eta: float = Field(0.01, gt=0, le=100, description="server's step size")
+    beta_1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")
+    beta_2: float = Field(0.99, ge=0, lt=1, description="decay of the second moment")
+    tau: float = Field(1e-3, gt=0, le=1, description="degree of adaptivity: added to the root of the second moment")
+
+
+class FedAdagrad(Parameters):
+    """Reddi et al. 2021, algorithm 2 with a second moment that only grows."""
+
+    eta: float = Field(0.01, gt=0, le=100, description="server's step size")
+    beta_1: float = Field(0.0, ge=0, lt=1, description="decay of the first moment")
+    tau: float = Field(1e-3, gt=0, le=1, description="degree of adaptivity: added to the root of the second moment")
+
+
+class Scaffold(Parameters):
+    """Karimireddy et al. 2020, option II."""
+
+    proximal: ClassVar[bool] = False
+    plain_steps: ClassVar[bool] = True
+    eta: float = Field(1.0, gt=0, le=100, description="server's step size")
+
+
+class FedNova(Parameters):
+    """Wang et al. 2020: with SGD, its momentum, and FedProx's pull."""
+
+
+class FedDyn(Parameters):
+    """Acar et al. 2021."""
+
+    proximal: ClassVar[bool] = False
+    alpha: float = Field(0.01, gt=0, le=1000, description="weight of the dynamic regulariser")
+
+
+class FedBN(Parameters):
+    """Li et al. 2021: normalisation stays at each site."""
+
+    keeps: ClassVar[str] = "normalisation"
+
+
+class Ditto(Parameters):
+    """Li et al. 2021: each site also trains a model of its own, pulled to the global one."""
+
+    lambda_: float = Field(0.1, ge=0, le=1e6, alias="lambda", description="weight of the pull to the global model")
+
+
+class FedRep(Parameters):
+    """Collins et al. 2021: a common representation, each site its own head."""
+
+    keeps: ClassVar[str] = "head"
+    head_steps: int | None = Field(None, ge=1, description="steps of the head before the body's (default: as many)")
+
+
+class QFedAvg(Parameters):
+    """Li et al. 2020, q-FFL."""
+
+    q: float = Field(1.0, ge=0, le=10, description="fairness: 0 is FedAvg, the more the evener the losses")
+
+
+class TrimmedMean(Parameters):
+    """Yin et al. 2018."""
+
+    beta: float = Field(0.1, ge=0, lt=0.5, description="share of the updates cut off at each end, coordinate by one")
+
+
+class Krum(Parameters):
+    """Blanchard et al. 2017."""
+
+    f: int = Field(1, ge=0, description="how many sites may lie")
+
+
+class MultiKrum(Krum):
+    """Blanchard et al. 2017: the mean of the m best."""
+
+    m: int | None = Field(None, ge=1, description="how many updates are averaged (default: all but f)")
+
+
+class NormBound(Parameters):
+    """Sun et al. 2019."""
+
+    bound: float = Field(1.0, gt=0, description="largest L2 norm of an update; longer ones are scaled down to it")
+
+
+class FedBuff(Parameters):
+    """Nguyen et al. 2022: asynchronous, a new model whenever K updates are in."""
+
+    K: int = Field(10, ge=1, description="updates that make a new model")
+    eta: float = Field(1.0, gt=0, le=100, description="server's step size")
+    a: float = Field(0.5, ge=0, le=10, description="an update that is s models old counts by (1 + s)^-a")
+
+
+PARAMETERS: dict[str, type[Parameters]] = {
+    "fedavg": FedAvg,
+    "fedprox": FedProx,
+    "fedavgm": FedAvgM,
+    "fedadam": Adaptive,
+    "fedyogi": Adaptive,
+    "fedadagrad": FedAdagrad,
+    "scaffold": Scaffold,
+    "fednova": FedNova,
+    "feddyn": FedDyn,
+    "fedbn": FedBN,
+    "ditto": Ditto,
+    "fedrep": FedRep,
+    "qfedavg": QFedAvg,
+    "median": Parameters,
+    "trimmed-mean": TrimmedMean,
+    "krum": Krum,
+    "multi-krum": MultiKrum,
+    "bulyan": Krum,
+    "norm-bound": NormBound,
+    "fedbuff": FedBuff,
+    "cyclic": Parameters,
+}
+"""The strategies that come with Ward Round. One from elsewhere checks its parameters itself."""
+
+
+def read_parameters(strategy: str, given: dict[str, Any], proximal_mu: float) -> Parameters:
+    """Return a strategy's parameters, defaults filled in; of one that is not in the table, none.
+
+    Raises
+    ------
+    ValueError
+        An unknown parameter (the message has the nearest right one), a wrong value, or a pull that does not belong to
+        the strategy.
+    """
+    kind = PARAMETERS.get(strategy)
+    if kind is None:
+        return Parameters()
+    if proximal_mu > 0 and not kind.proximal:
+        raise ValueError(
+            f'"proximal_mu" is {proximal_mu:g}, but strategy "{strategy}" has no proximal term: '
+            'set strategy = "fedprox", or leave proximal_mu out'
+        )
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        raise ValueError(_explain(error, strategy, kind)) from None
+
+
+def _explain(error: ValidationError, strategy: str, kind: type[Parameters]) -> str:
+    known = {field.alias or name: field.description or "" for name, field in kind.model_fields.items()}
+    fault = error.errors()[0]
+    name = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] != "extra_forbidden":
+        return f'"parameters.{name}": {fault["msg"].lower()}, got {fault["input"]!r} ({known.get(name, "")})'
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+    hint = f'did you mean "{near[0]}" ({known[near[0]]})?' if near else f"it has {', '.join(known) or 'none'}"
+    return f'"parameters.{name}": strategy "{strategy}" has no such parameter: {hint}'
+
+
+def parameter_table() -> list[tuple[str, str, str, str]]:
+    """Return every parameter: strategy, symbol, default, meaning."""
+    return [
+        (strategy, field.alias or name, str(field.get_default()), field.description or "")
+        for strategy, kind in PARAMETERS.items()
+        for name, field in kind.model_fields.items()
+    ]
