@@ -7,11 +7,22 @@ spent on the split that the patient is in (parallel composition; McSherry, SIGMO
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from client.policy import Policy
 from client.privacy.ledger import Entry, Ledger, Purpose, calibrate
 from common.job import Job
 from common.privacy import Spending
+
+
+class Pays(Protocol):
+    """What a visit needs of an account. Both raise RefusedError when a limit would be passed."""
+
+    def noise(self, split: str, purpose: Purpose, sample_rate: float, steps: int) -> float:
+        """Return the noise multiplier with which `steps` more of this purpose keep the run within the job's epsilon."""
+
+    def spend(self, number: int, split: str, purpose: Purpose, spending: Spending) -> float:
+        """Write `spending` of round `number` down; return the run's epsilon on the split, this included."""
 
 
 @dataclass(frozen=True)

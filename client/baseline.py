@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from client.evaluation import evaluate
+from client.pull import towards
 from client.site import Site
 from client.training import Mechanism, plan_steps, train_round
 from common.errors import DataError
@@ -56,7 +57,7 @@ def train_alone(site: Site, job: Job) -> Alone:
             job,
             number,
             mechanism=mechanism,
-            anchor=start,
+            pull=towards(job, start),
             device=site.device,
             cache=bench.cache,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from client.dataset import open_cases
 from client.evaluation import Split
 from common.errors import RefusedError
 from common.job import Job
-from common.networks import build_network
+from common.networks import build_network, local_names
 from common.tasks.registry import build_task
 from common.tasks.task import Task
 
@@ -22,7 +23,8 @@ class Bench:
     """A job's network, task and decoded cases, for the data whose digest is `data_digest`.
 
     `splits` holds "train", and of "validation" and "test" those that have a case. `sharing` names the other collections
-    that have patients of this one; `cache` is the folder of what may be kept between processes.
+    that have patients of this one; `cache` is the folder of what may be kept between processes; `local` names the
+    tensors that stay at the site.
     """
 
     job: Job
@@ -32,6 +34,12 @@ class Bench:
     splits: dict[str, Split] = field(repr=False)
     sharing: tuple[str, ...] = ()
     cache: Path | None = None
+    local: frozenset[str] = frozenset()
+
+    @cached_property
+    def trained(self) -> frozenset[str]:
+        """The names of the tensors that training moves."""
+        return frozenset(name for name, weight in self.network.named_parameters() if weight.requires_grad)
 
     @property
     def training(self) -> Split:
@@ -55,4 +63,4 @@ def set_up(catalog: Catalog, job: Job, cache: Path, device: torch.device) -> Ben
     if not job.private and len(set(splits["train"].cases.labels)) < 2:
         raise RefusedError("the training split has one class only")
     network = build_network(job, task.outputs).to(device)
-    return Bench(job, digest, network, task, splits, catalog.sharing(collection), cache)
+    return Bench(job, digest, network, task, splits, catalog.sharing(collection), cache, local_names(job))

@@ -19,6 +19,7 @@ from client.privacy.ledger import Entry, Ledger, counts_for_life
 from client.privacy.rows import Row
 from common.errors import RefusedError
 from common.privacy import Spending, epsilon_of, noise_for
+from common.selection import steps_from
 
 if TYPE_CHECKING:
     from client.training import Plan  # torch, which a look at the budget does not need
@@ -87,11 +88,11 @@ def evenly(count: int, most: int) -> list[int]:
     return sorted({round(at) for at in np.linspace(0, count - 1, min(count, most))})
 
 
-def check_run(account: Account, plan: Plan, number: int) -> None:
+def check_run(account: Account, site: str, plan: Plan, number: int) -> None:
     """Check, before its first step, that the run as a whole fits both limits: of the run, and for life.
 
-    `number` is the round that comes next. Costs nothing, and tells of no patient: it follows from the job, the released
-    count and the ledger.
+    `number` is the round that comes next, at `site`. Costs nothing, and tells of no patient: it follows from the job,
+    the released count and the ledger.
 
     Raises
     ------
@@ -100,8 +101,7 @@ def check_run(account: Account, plan: Plan, number: int) -> None:
     """
     job, ledger, limit = account.job, account.ledger, account.policy.max_epsilon_for_life
     privacy, collection = job.privacy, job.data.collection
-    rounds = job.aggregation.rounds
-    steps = plan.steps_per_round * min(rounds, max(1, rounds - number + 1))
+    steps = steps_from(job, site, max(1, number), plan.steps_per_round)
     noise = account.noise("train", "training", plan.sample_rate, steps)
     before = ledger.spent_for_life((collection, *account.sharing), "train")
     of_life = epsilon_of([*before, Spending(noise, plan.sample_rate, steps)], privacy.delta)

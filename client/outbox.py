@@ -28,7 +28,7 @@ def request_key(request: Request) -> str:
     digest = hashlib.sha256()
     for text in (request.kind, request.split, request.run, str(request.number), request.job.digest):
         digest.update(text.encode() + b"\0")
-    for name, tensor in request.model.items():
+    for name, tensor in (*request.model.items(), *request.control.items()):
         digest.update(f"{name} {tensor.dtype} {tensor.shape}\0".encode())
         digest.update(np.ascontiguousarray(tensor).data if tensor.size else b"")
     return digest.hexdigest()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import logging
 import threading
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,10 @@ import torch
 from client.account import Account
 from client.approvals import require_approval
 from client.bench import Bench, set_up
+from client.budget import check_run
 from client.catalog import CATALOG_FILE, Catalog
+from client.counts import noised_count
+from client.memory import KitMemory
 from client.outbox import recall, remember, request_key
 from client.policy import Cohort, check_cohort, check_hours, check_job, read_policy
 from client.privacy.ledger import LEDGER_FILE, Ledger
@@ -106,7 +110,17 @@ class Site:
         bench = self.bench(job)
         check_cohort(policy, Cohort(bench.training.cases.patient_count, 0))
         account = Account(self.ledger, job, request.run, policy, bench.sharing)
-        visit = Visit(self.name, self.kit_folder, request, policy, bench, account, self.device)
+        visit = Visit(
+            self.name,
+            request,
+            policy,
+            bench,
+            account,
+            self.device,
+            counts=partial(noised_count, self.kit_folder),
+            memory=KitMemory(self.kit_folder, request.run),
+            check=partial(check_run, account, self.name),
+        )
         if request.kind == "consent":
             return visit.consent()
         key = request_key(request)

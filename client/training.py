@@ -1,4 +1,4 @@
-"""Local training: SGD or AdamW, FedProx's pull, and DP-SGD.
+"""Local training: SGD or AdamW, a strategy's pull, and DP-SGD.
 
 With privacy off, the same job, data, round and incoming model give the same bits on one machine. With privacy on,
 batches and noise come from the operating system's randomness and nothing is repeatable, as it must be.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +27,15 @@ from client.privacy.dpsgd import Parts, private_gradient, usual_parts
 from client.privacy.engines import ENGINES, named_engine
 from client.privacy.remembered import remembered_engine
 from client.privacy.sampling import units_of
+from client.pull import BoundPull, Pull
 from common.errors import JobError, UsageError
 from common.job import Job
 from common.privacy import sampling_rate, steps_per_round
 from common.tasks.task import Task
+
+OF_PHASE = 998_244_353
+"""What sets the seeds of a round's later phases apart from those of other rounds."""
+NO_PULL = Pull()
 
 
 @dataclass(frozen=True)
@@ -70,13 +75,14 @@ def plan_steps(job: Job, cases: CaseSet, released_units: int | None = None) -> P
     """
     if not job.private:
         images = len(cases.labels)
-        steps = max(1, round(job.training.local_epochs * math.ceil(images / job.training.batch_size)))
+        batches = math.ceil(images / job.training.batch_size)
+        steps = job.training.local_steps or max(1, round(job.training.local_epochs * batches))
         return Plan(steps, min(1.0, job.training.batch_size / images), images)
     if job.privacy.engine != "auto":
         named_engine(job.privacy.engine, _images_a_unit(job, cases))  # here, before any privacy is spent
     count = released_units or len(units_of(cases.patients, job.privacy.unit))
     rate = sampling_rate(job.training.batch_size, count)
-    return Plan(steps_per_round(job.training.local_epochs, rate), rate, count)
+    return Plan(job.training.local_steps or steps_per_round(job.training.local_epochs, rate), rate, count)
 
 
 def train_round(
@@ -88,27 +94,27 @@ def train_round(
     round_number: int,
     *,
     mechanism: Mechanism | None,
-    anchor: Mapping[str, np.ndarray],
     device: torch.device,
+    pull: Pull = NO_PULL,
     plan: Plan | None = None,
     cache: Path | None = None,
     change_parts: Callable[[Parts], Parts] | None = None,
+    phase: int = 0,
 ) -> LocalResult:
-    """Train `network` in place for one round, from the weights it has.
+    """Train `network` in place for one round, or one `phase` of it (counted from 0), from the weights it has.
 
-    `anchor` is the global model, towards which FedProx pulls. The optimizer starts fresh each round: its state would
-    belong to another model. With a `mechanism` this is DP-SGD, and the pull enters after clipping and noise: it depends
-    on no record (Li et al., MLSys 2020, for the term). `cache` is the folder where the choice of an engine is kept.
-    `change_parts` is for audits: it may put a broken part in place of a right one, or one that watches.
+    `pull` is what the strategy adds to each gradient. The optimizer starts fresh each time: its state would belong to
+    another model. With a `mechanism` this is DP-SGD, and the pull enters after clipping and noise: it depends on no
+    record. `cache` is the folder where the choice of an engine is kept. `change_parts` is for audits: it may put a
+    broken part in place of a right one, or one that watches.
     """
     started = time.perf_counter()
     network.train()
     optimizer = _optimizer(network, job)
-    pull = _Pull(network, anchor, job.aggregation.proximal_mu, device)
     plan = plan or plan_steps(job, cases)
-    trainer = _Trainer(network, cases, targets, task, job, optimizer, pull, device)
+    trainer = _Trainer(network, cases, targets, task, job, optimizer, pull.bind(network, device), device)
     if mechanism is None:
-        seed = (job.seed * 1_000_003 + round_number) % 2**63
+        seed = (job.seed * 1_000_003 + round_number + phase * OF_PHASE) % 2**63
         with _repeatable(seed, device):
             losses = [trainer.step(batch) for batch in _batches(len(cases.labels), plan.steps_per_round, job, seed)]
     else:
@@ -130,7 +136,7 @@ class _Trainer:
         task: Task,
         job: Job,
         optimizer: torch.optim.Optimizer,
-        pull: _Pull,
+        pull: BoundPull,
         device: torch.device,
     ) -> None:
         self.network, self.cases, self.targets, self.task, self.job = network, cases, targets, task, job
@@ -186,7 +192,7 @@ class _Trainer:
         return ENGINES[remembered_engine(self.network, self.task, work, self.job, cache)]
 
     def _before_step(self) -> None:
-        """What depends on no record: FedProx's pull, and decoupled weight decay (AdamW brings its own)."""
+        """What depends on no record: the strategy's pull, and decoupled weight decay (AdamW brings its own)."""
         self.pull.add()
         if self.kept != 1.0:
             with torch.no_grad():
@@ -201,23 +207,6 @@ class _Trainer:
 
     def _precision(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, dtype=torch.float16) if self.mixed else nullcontext()
-
-
-class _Pull:
-    """FedProx's gradient, mu (w - w_global), added to what is in `.grad`."""
-
-    def __init__(self, network: nn.Module, anchor: Mapping[str, np.ndarray], mu: float, device: torch.device) -> None:
-        self._mu = mu
-        self._pairs = [
-            (parameter, torch.from_numpy(np.array(anchor[name])).to(device))
-            for name, parameter in network.named_parameters()
-            if mu > 0 and parameter.requires_grad
-        ]
-
-    def add(self) -> None:
-        for parameter, anchor in self._pairs:
-            if parameter.grad is not None:
-                parameter.grad.add_(parameter.detach() - anchor, alpha=self._mu)
 
 
 class _Average:
@@ -267,6 +256,23 @@ def _repeatable(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices), exactly:
         torch.manual_seed(seed)
         yield
+
+
+@contextmanager
+def only_trained(network: nn.Module, names: frozenset[str] | None) -> Iterator[None]:
+    """Let training move only the parameters of these names; None lets it move all that it usually does."""
+    frozen = [
+        parameter
+        for name, parameter in network.named_parameters()
+        if names is not None and name not in names and parameter.requires_grad
+    ]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
 
 
 @contextmanager

@@ -8,75 +8,121 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 
-from client.account import Account
+from client.account import Pays
 from client.bench import Bench
-from client.budget import check_run
-from client.counts import NOISE, Count, noised_count
+from client.counts import NOISE, Count
 from client.evaluation import exact_metrics, noised_metrics, predict
+from client.memory import Memory
+from client.methods import judged, keeps_something, kept_after, phases, received
 from client.policy import Policy, count_basis, metrics_basis
 from client.privacy.sampling import units_of
-from client.training import Mechanism, Plan, plan_steps, train_round
-from common.errors import RefusedError
+from client.training import LocalResult, Mechanism, Plan, only_trained, plan_steps, train_round
+from common.errors import JobError, RefusedError
 from common.networks import load_tensors, tensors_of
 from common.privacy import Spending
 from common.release import Accounting, Evaluation, Numbers, Operation, Training
+from common.selection import chosen, evaluates, evaluations_from, steps_from, steps_of_round
 from common.update import Answer, Request, Tensors
 
 log = logging.getLogger("wardround.site")
 
 
+Counts = Callable[[str, int, Callable[[], None]], Count]
+"""Returns the count that may leave of so many units, for a key of data and unit; calls the third before drawing noise."""
+AT_THE_END = 10**9
+"""A round after all rounds: what the site keeps now."""
+
+
 @dataclass(frozen=True)
 class Visit:
-    """A request that is allowed here, with the bench that its job is worked on and the account that pays for it."""
+    """A request that is allowed at `site`, with all that it needs.
+
+    `bench` is where its job is worked on, `account` pays for it, `memory` has what the strategy keeps here, `counts`
+    the counts of units that have left. `check` refuses a run that does not fit the budget, before its first round.
+    """
 
     site: str
-    kit_folder: Path
     request: Request
     policy: Policy
     bench: Bench
-    account: Account
+    account: Pays
     device: torch.device
+    counts: Counts
+    memory: Memory
+    check: Callable[[Plan, int], None]
 
     def consent(self) -> Answer:
         """Say whether the whole run fits here, before a model is sent; the count of units leaves with it."""
         count = self._count()
         if self.request.job.private:
-            check_run(self.account, self._plan(count), self.request.number)
+            self.check(self._plan(count), self.request.number)
         return self._answer(count, Numbers(training=self._training(count)))
 
     def train(self) -> Answer:
         """Evaluate the model on the validation split, then train one round from it."""
         request, bench, count = self.request, self.bench, self._count()
-        plan = self._plan(count)
-        load_tensors(bench.network, request.model)
-        evaluation = self._evaluation("validation")
+        if self.site not in chosen(request.job, request.number):
+            raise RefusedError(f"round {request.number} is not this site's turn: its noise would not be enough")
+        plan, kept = self._plan(count), self.memory.read(request.number)
+        evaluation = None
+        if evaluates(request.job, request.number):
+            load_tensors(bench.network, judged(request.model, kept, bench.local))
+            evaluation = self._evaluation("validation")
+        load_tensors(bench.network, received(request.model, kept, bench.local))
+        loss_before = self._loss_before()
         mechanism, accounting = self._pay_for_training(plan) if request.job.private else (None, None)
-        result = train_round(
-            bench.network,
-            bench.training.cases,
-            bench.training.targets,
-            bench.task,
-            request.job,
-            request.number,
-            mechanism=mechanism,
-            anchor=request.model,
-            device=self.device,
-            plan=plan,
-            cache=bench.cache,
-        )
+        result, update, own = self._train(plan, kept, mechanism)
         log.info("run %s round %d trained: %d steps", request.run, request.number, result.steps)
-        training = self._training(count, result.loss)
+        if keeps_something(request.job, bench.local):
+            stays = kept_after(request, kept, bench.local, bench.trained, update, own, result.steps)
+            self.memory.write(request.number, stays)
+        training = self._training(count, result.loss, loss_before)
         numbers = Numbers(Operation(result.seconds, result.steps), accounting, training, evaluation)
-        return self._answer(count, numbers, tensors_of(bench.network))
+        sent = {name: tensor for name, tensor in update.items() if name not in bench.local}
+        return self._answer(count, numbers, sent)
+
+    def _train(
+        self, plan: Plan, kept: Tensors, mechanism: Mechanism | None
+    ) -> tuple[LocalResult, Tensors, Tensors | None]:
+        """Go through the round's phases; return the result and the model that is sent, and one that stays, if any."""
+        bench, request = self.bench, self.request
+        sent: tuple[LocalResult, Tensors] | None = None
+        own: Tensors | None = None
+        for place, phase in enumerate(phases(request, kept, bench.local, plan.steps_per_round, bench.trained)):
+            if phase.start is not None:
+                load_tensors(bench.network, phase.start)
+            with only_trained(bench.network, phase.only):
+                result = train_round(
+                    bench.network,
+                    bench.training.cases,
+                    bench.training.targets,
+                    bench.task,
+                    request.job,
+                    request.number,
+                    mechanism=mechanism,
+                    device=self.device,
+                    pull=phase.pull,
+                    plan=replace(plan, steps_per_round=phase.steps),
+                    cache=bench.cache,
+                    phase=place,
+                )
+            if phase.sent:
+                sent = result, tensors_of(bench.network)
+            else:
+                own = tensors_of(bench.network)
+        if sent is None:
+            raise JobError(f'strategy "{request.job.aggregation.strategy}" has no phase whose outcome is sent')
+        return *sent, own
 
     def evaluate(self) -> Answer:
         """Evaluate the model on the split that is asked for, and send numbers only."""
-        load_tensors(self.bench.network, self.request.model)
+        kept = self.memory.read(AT_THE_END)
+        load_tensors(self.bench.network, judged(self.request.model, kept, self.bench.local))
         return self._answer(self._count(), Numbers(evaluation=self._evaluation(self.request.split)))
 
     def _answer(self, count: Count, numbers: Numbers, tensors: Tensors | None = None) -> Answer:
@@ -98,7 +144,7 @@ class Visit:
         if basis != "noised":
             return Count(units, basis)
         key = f"{job.data.collection} train {job.privacy.unit} {self.bench.data_digest}"
-        return noised_count(self.kit_folder, key, units, self._pay_for_count)
+        return self.counts(key, units, self._pay_for_count)
 
     def _pay_for_count(self) -> None:
         self.account.spend(self.request.number, "train", "count", Spending(NOISE, 1.0, 1))
@@ -106,24 +152,30 @@ class Visit:
     def _plan(self, count: Count) -> Plan:
         return plan_steps(self.request.job, self.bench.training.cases, count.units)
 
-    def _training(self, count: Count, loss: float = math.nan) -> Training:
+    def _loss_before(self) -> float:
+        """The loaded model's loss on the training split, for q-FedAvg; with privacy on, nothing asks for it."""
+        if self.request.job.private or self.request.job.aggregation.strategy != "qfedavg":
+            return math.nan
+        return float(predict(self.bench.network, self.bench.training, self.bench.task, self.device).losses.mean())
+
+    def _training(self, count: Count, loss: float = math.nan, loss_before: float = math.nan) -> Training:
         """What may be said of the training split: with privacy on, only the count."""
         job, cases = self.request.job, self.bench.training.cases
         if not job.private:
-            return Training("exact", len(cases.labels), cases.patient_count, loss if math.isfinite(loss) else None)
+            losses = (value if math.isfinite(value) else None for value in (loss, loss_before))
+            return Training("exact", len(cases.labels), cases.patient_count, *losses)
         if job.privacy.unit == "image":
             return Training(count.basis, images=count.units)
         return Training(count.basis, patients=count.units)
 
-    def _rounds_left(self) -> int:
-        return max(1, self.request.job.aggregation.rounds - self.request.number + 1)
-
     def _pay_for_training(self, plan: Plan) -> tuple[Mechanism, Accounting]:
         """Write the round in the ledger, then return the mechanism that this pays for, and its numbers."""
-        steps = plan.steps_per_round
-        noise = self.account.noise("train", "training", plan.sample_rate, steps * self._rounds_left())
+        job, number = self.request.job, self.request.number
+        steps = steps_of_round(job, plan.steps_per_round)
+        left = steps_from(job, self.site, number, plan.steps_per_round)
+        noise = self.account.noise("train", "training", plan.sample_rate, left)
         spending = Spending(noise, plan.sample_rate, steps)
-        epsilon = self.account.spend(self.request.number, "train", "training", spending)
+        epsilon = self.account.spend(number, "train", "training", spending)
         mechanism = Mechanism(noise_multiplier=noise, sample_rate=plan.sample_rate)
         return mechanism, Accounting(epsilon, self.request.job.privacy.delta, noise, plan.sample_rate)
 
@@ -145,7 +197,8 @@ class Visit:
 
     def _pay_for_metrics(self, split: str) -> float | None:
         """Write one evaluation in the ledger; return its noise multiplier, or None where the budget has no room."""
-        more = self._rounds_left() + 1 if split == "validation" and self.request.kind == "train" else 1
+        training = split == "validation" and self.request.kind == "train"
+        more = evaluations_from(self.request.job, self.site, self.request.number) if training else 1
         try:
             noise = self.account.noise(split, "metrics", 1.0, more)
             self.account.spend(self.request.number, split, "metrics", Spending(noise, 1.0, 1))

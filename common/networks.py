@@ -14,6 +14,7 @@ Machine Learning", ICML 2020 (BatchNorm in federations).
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -212,6 +213,52 @@ def load_tensors(network: nn.Module, tensors: Mapping[str, np.ndarray]) -> None:
 def initial_model(job: Job) -> Tensors:
     """Return the parameters with which every run of the job starts. Raises JobError as `build_network` does."""
     return tensors_of(build_network(job, build_task(job.task).outputs))
+
+
+def local_names(job: Job) -> frozenset[str]:
+    """Return the names of the tensors that stay at each site: those that the job lists, or the strategy's default.
+
+    FedBN keeps normalisation layers, FedRep the last layer. Nothing for most jobs, and then no network is built.
+
+    Raises
+    ------
+    JobError
+        A pattern fits no tensor, or all tensors would stay and nothing would be learnt together.
+    """
+    patterns, default = job.aggregation.local_layers, job.aggregation.known_parameters.keeps
+    if not patterns and not default:
+        return frozenset()
+    network = build_network(job, build_task(job.task).outputs)
+    names = list(network.state_dict())
+    if unmatched := next((pattern for pattern in patterns if not fnmatch.filter(names, pattern)), None):
+        raise JobError(
+            f'"aggregation.local_layers": no tensor of {job.network.name} is called "{unmatched}": there are '
+            f"{', '.join(names[:4])}, ..."
+        )
+    found = {name for pattern in patterns for name in fnmatch.filter(names, pattern)}
+    if not patterns:
+        found = _normalisation(network) if default == "normalisation" else _head(network)
+    if not found or len(found) == len(names):
+        raise JobError(
+            f'"aggregation.local_layers": {"all" if found else "none"} of {job.network.name}\'s tensors would stay at '
+            "the sites: name others"
+        )
+    return frozenset(found)
+
+
+NORMALISATION = (nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm, nn.modules.batchnorm._BatchNorm)
+
+
+def _normalisation(network: nn.Module) -> set[str]:
+    layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, NORMALISATION)]
+    return {f"{name}.{part}" for name, layer in layers for part in layer.state_dict()}
+
+
+def _head(network: nn.Module) -> set[str]:
+    """The tensors of the last layer that has any of its own."""
+    layers = [(name, list(layer.state_dict())) for name, layer in network.named_modules() if not list(layer.children())]
+    name, parts = [(name, parts) for name, parts in layers if parts][-1]
+    return {f"{name}.{part}" for part in parts}
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from common.errors import RefusedError
 from common.job import Job
 from common.privacy import Spending, epsilon_of, noise_for, rdp_epsilon_of, sampling_rate, steps_per_round
+from common.selection import rounds_of, steps_from, steps_of_round
 
 GUESS = 500
 """Units that a site is taken to have when nobody says."""
@@ -108,8 +109,8 @@ def _site(job: Job, parameters: int, site: str, units: int | None, left: float |
     privacy, known = job.privacy, units or GUESS
     allowed = privacy.epsilon if left is None else min(privacy.epsilon, left)
     rate = sampling_rate(job.training.batch_size, known)
-    each = steps_per_round(job.training.local_epochs, rate)
-    steps = each * job.aggregation.rounds
+    each = job.training.local_steps or steps_per_round(job.training.local_epochs, rate)
+    steps = steps_from(job, site, 1, each)
     nothing, refusal = SitePlan(site, known, units is None, rate, each, steps), ""
     if left is not None and left < privacy.epsilon:
         refusal = f"the run needs epsilon {privacy.epsilon:g}, {left:g} is left"
@@ -127,18 +128,17 @@ def _site(job: Job, parameters: int, site: str, units: int | None, left: float |
         noise_multiplier=noise,
         epsilon=epsilon_of(whole, privacy.delta),
         rdp_epsilon=rdp_epsilon_of(whole, privacy.delta),
-        curve=_curve(job, noise, rate, each),
+        curve=_curve(job, site, noise, rate, each),
         noise_share=share,
         refusal=refusal,
     )
 
 
-def _curve(job: Job, noise: float, rate: float, steps_per_round: int) -> tuple[tuple[int, float], ...]:
-    rounds = job.aggregation.rounds
+def _curve(job: Job, site: str, noise: float, rate: float, each: int) -> tuple[tuple[int, float], ...]:
+    rounds, steps = job.aggregation.rounds, steps_of_round(job, each)
     points = sorted({max(1, round(rounds * point / CURVE_POINTS)) for point in range(1, CURVE_POINTS + 1)})
-    return tuple(
-        (number, epsilon_of([Spending(noise, rate, steps_per_round * number)], job.privacy.delta)) for number in points
-    )
+    after = {number: steps * (rounds_of(job, site, 1) - rounds_of(job, site, number + 1)) for number in points}
+    return tuple((number, epsilon_of([Spending(noise, rate, after[number])], job.privacy.delta)) for number in points)
 
 
 def _verdict(share: float) -> str:

@@ -52,6 +52,7 @@ class Training:
     images: float | None = _number("images in the site's training split")
     patients: float | None = _number("patients in the site's training split")
     loss: float | None = _number("mean loss over the round's training steps")
+    loss_before: float | None = _number("mean loss of the received model on the training split")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 from common.job import Job
+from common.strategies import Ditto, FedRep
 
 CYCLIC = "cyclic"
 
@@ -33,6 +34,34 @@ def rounds_of(job: Job, site: str, first: int) -> int:
     if job.aggregation.strategy != CYCLIC and job.aggregation.sites_per_round is None:
         return max(0, rounds - first + 1)
     return sum(site in chosen(job, number) for number in range(first, rounds + 1))
+
+
+def steps_of_round(job: Job, steps: int) -> int:
+    """Return how many steps of DP-SGD a round takes that trains the common model for `steps`.
+
+    FedRep trains the head before the body, Ditto a model of the site's own after the common one: all of them touch the
+    patients, and what they make shows in what is released, so all of them are paid for.
+    """
+    parameters = job.aggregation.known_parameters
+    if isinstance(parameters, FedRep):
+        return steps + (parameters.head_steps or steps)
+    return 2 * steps if isinstance(parameters, Ditto) else steps
+
+
+def steps_from(job: Job, site: str, first: int, steps: int) -> int:
+    """Return how many steps of DP-SGD `site` takes from round `first` to the last; at least one round's."""
+    return steps_of_round(job, steps) * max(1, rounds_of(job, site, first))
+
+
+def evaluates(job: Job, number: int) -> bool:
+    """Return whether the model that is sent in round `number` is evaluated at the sites before they train."""
+    return (number - 1) % job.aggregation.evaluate_every == 0
+
+
+def evaluations_from(job: Job, site: str, first: int) -> int:
+    """Return how often `site` evaluates on "validation" from round `first` on, the last model included."""
+    rounds = range(first, job.aggregation.rounds + 1)
+    return 1 + sum(evaluates(job, number) and site in chosen(job, number) for number in rounds)
 
 
 @lru_cache(maxsize=4096)

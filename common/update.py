@@ -24,6 +24,7 @@ Tensors = dict[str, np.ndarray]
 """A model's parameters and buffers by their names in the network's state dict."""
 
 MODEL, JOB, ROUND, UPDATE, METRICS, REPORT = "model", "job", "round", "update", "metrics", "report"
+CONTROL = "control"
 WITNESS, HEAD, BASIS = "witness", "head", "basis"
 PACKED, SAFETENSORS = "tensors", "safetensors"
 MAX_TEXT = 2000
@@ -41,6 +42,7 @@ class Request:
     validation split, then train one round from it. "evaluate": evaluate it on `split` and send numbers only. `number`
     counts rounds from 1; `run` is the run's name in the coordinator's registry. `witness` is the newest signed head of
     this site's audit log that the coordinator holds, as JSON: a log that does not hold it has been rolled back.
+    `control` is what the strategy sends beside the model (SCAFFOLD's control variate); nothing for most.
     """
 
     kind: Kind
@@ -50,6 +52,7 @@ class Request:
     model: Tensors
     split: Split = "validation"
     witness: str = ""
+    control: Tensors = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -104,8 +107,10 @@ def decode_tensors(record: ArrayRecord, where: str) -> Tensors:
 
 def encode_request(request: Request) -> RecordDict:
     """Encode a request as a message's content."""
+    control = {CONTROL: encode_tensors(request.control)} if request.control else {}
     return RecordDict(
         {
+            **control,
             MODEL: encode_tensors(request.model),
             JOB: ConfigRecord({"json": request.job.canonical_json(), "digest": request.job.digest}),
             ROUND: ConfigRecord(
@@ -140,7 +145,16 @@ def decode_request(content: RecordDict) -> Request:
         job=job,
         model=decode_tensors(model, "the coordinator's model"),
         witness=witness[:MAX_TEXT],
+        control=decode_tensors(content.array_records[CONTROL], "the coordinator's control")
+        if CONTROL in content
+        else {},
     )
+
+
+def _control(content: RecordDict) -> Tensors:
+    if CONTROL not in content.array_records:
+        return {}
+    return decode_tensors(content.array_records[CONTROL], "the coordinator's control")
 
 
 def encode_answer(answer: Answer) -> RecordDict:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from client.dataset import CaseSet
+from client.pull import towards
 from client.training import Mechanism, Plan, plan_steps, train_round
 from common.job import Job
 from common.networks import tensors_of
@@ -128,7 +129,7 @@ def _update(network: nn.Module, alone: CaseSet, job: Job, mechanism: Mechanism |
     task = build_task(job.task)
     train_round(
         network, alone, task.target(alone.labels), task, job, 1,
-        mechanism=mechanism, anchor=tensors_of(network), device=torch.device("cpu"), plan=Plan(1, 1.0, 1),
+        mechanism=mechanism, pull=towards(job, tensors_of(network)), device=torch.device("cpu"), plan=Plan(1, 1.0, 1),
     )  # fmt: skip
     with torch.no_grad():
         changed = [

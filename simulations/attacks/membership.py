@@ -20,6 +20,7 @@ from torch import nn
 
 from client.dataset import CaseSet
 from client.privacy.sampling import Units, units_of
+from client.pull import towards
 from client.training import Mechanism, plan_steps, train_round
 from common.errors import UsageError
 from common.job import Job
@@ -90,7 +91,7 @@ def attack_membership(
             train_round(
                 network, mine, task.target(mine.labels), task, job, number,
                 mechanism=Mechanism(noise, plan.sample_rate) if job.private else None,
-                anchor=tensors_of(network), device=device, plan=plan,
+                pull=towards(job, tensors_of(network)), device=device, plan=plan,
             )  # fmt: skip
         sure[model] = _sureness(network, cases, task, units, device)
         tell(f"model {model + 1} of {models}")

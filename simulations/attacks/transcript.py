@@ -14,6 +14,7 @@ from client.dataset import CaseSet
 from client.privacy.clipping import Gradients, trainable
 from client.privacy.dpsgd import Parts
 from client.privacy.noise import Noise
+from client.pull import towards
 from client.training import Mechanism, plan_steps, train_round
 from common.job import Job
 from common.networks import build_network, tensors_of
@@ -78,7 +79,7 @@ def train_with_canaries(
             job,
             number,
             mechanism=Mechanism(noise_multiplier, plan.sample_rate),
-            anchor=tensors_of(network),
+            pull=towards(job, tensors_of(network)),
             device=device,
             plan=replace(plan, units=units),
             change_parts=lambda parts: _watched(change_parts(parts) if change_parts else parts, network, steps),

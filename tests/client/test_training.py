@@ -6,6 +6,7 @@ import torch
 
 from client.dataset import CaseSet
 from client.evaluation import Split, evaluate
+from client.pull import towards
 from client.training import Mechanism, plan_steps, train_round
 from common.errors import JobError
 from common.job import parse_job
@@ -82,7 +83,7 @@ def trained(a_job, data, *, rounds=1, mechanism=None, anchor=None):
     results = [
         train_round(
             network, data, task.target(data.labels), task, a_job, number,
-            mechanism=mechanism, anchor=anchor or initial_model(a_job), device=CPU,
+            mechanism=mechanism, pull=towards(a_job, anchor or initial_model(a_job)), device=CPU,
         )
         for number in range(1, rounds + 1)
     ]  # fmt: skip
@@ -131,7 +132,7 @@ def test_a_network_that_draws_random_numbers_repeats_to_the_bit_too_and_disturbs
         network = build_network(a_job, 2)
         train_round(
             network, data, task.target(data.labels), task, a_job, 1,
-            mechanism=None, anchor=initial_model(a_job), device=CPU,
+            mechanism=None, pull=towards(a_job, initial_model(a_job)), device=CPU,
         )  # fmt: skip
         return tensors_of(network)
 
@@ -154,7 +155,7 @@ def test_weight_decay_is_decoupled_from_the_gradient_and_its_momentum():
 
     a_job, data, task = job(decay=0.5, rate=0.1), cases(30), build_task(job().task)
     network = Still()
-    result = train_round(network, data, task.target(data.labels), task, a_job, 1, mechanism=None, anchor={}, device=CPU)
+    result = train_round(network, data, task.target(data.labels), task, a_job, 1, mechanism=None, device=CPU)
     assert network.weight[0].item() == pytest.approx(0.95**result.steps, rel=1e-5)
 
 
@@ -183,7 +184,7 @@ def test_the_physical_batch_bounds_what_is_in_memory_and_has_no_effect_on_the_re
     hook = network.register_forward_pre_hook(lambda _, images: seen.append(len(images[0])))
     train_round(
         network, data, task.target(data.labels), task, a_job, 1,
-        mechanism=exactly, anchor=initial_model(a_job), device=CPU,
+        mechanism=exactly, pull=towards(a_job, initial_model(a_job)), device=CPU,
     )  # fmt: skip
     hook.remove()
     assert max(seen) <= physical
@@ -206,7 +207,7 @@ def test_a_network_that_keeps_statistics_of_images_is_refused_with_privacy():
     with pytest.raises(JobError, match='keeps statistics of images in "seen"'):
         train_round(
             Remembers(), data, task.target(data.labels), task, a_job, 1,
-            mechanism=Mechanism(1.0, 0.3), anchor={}, device=CPU,
+            mechanism=Mechanism(1.0, 0.3), device=CPU,
         )  # fmt: skip
 
 
@@ -263,7 +264,7 @@ def test_the_noise_that_goes_into_the_model_is_the_noise_that_was_accounted():
     small = a_job.model_copy(update={"training": a_job.training.model_copy(update={"local_epochs": 0.02})})
     result = train_round(
         network, data, task.target(data.labels), task, small, 1,
-        mechanism=Mechanism(sigma, rate), anchor=start, device=CPU,
+        mechanism=Mechanism(sigma, rate), pull=towards(a_job, start), device=CPU,
     )  # fmt: skip
     moved = np.concatenate([(tensor - start[name]).ravel() for name, tensor in tensors_of(network).items()])
     assert result.steps == 1
@@ -278,7 +279,7 @@ def test_one_patient_more_moves_the_sum_of_a_step_by_at_most_the_clip_norm_howev
         task, network = build_task(a_job.task), build_network(a_job, 2)
         train_round(
             network, data, task.target(data.labels), task, a_job, 1,
-            mechanism=Mechanism(0.0, 1.0), anchor=start, device=CPU,
+            mechanism=Mechanism(0.0, 1.0), pull=towards(a_job, start), device=CPU,
         )  # fmt: skip
         units = data.patient_count
         return np.concatenate([((t - start[n]) * units).ravel() for n, t in tensors_of(network).items()])
@@ -307,6 +308,6 @@ def test_it_trains_on_a_gpu_with_mixed_precision(mechanism):
     network = build_network(a_job, 2).cuda()
     result = train_round(
         network, data, task.target(data.labels), task, a_job, 1,
-        mechanism=mechanism, anchor=initial_model(a_job), device=torch.device("cuda"),
+        mechanism=mechanism, pull=towards(a_job, initial_model(a_job)), device=torch.device("cuda"),
     )  # fmt: skip
     assert np.isfinite(result.loss)
