@@ -5,6 +5,7 @@ A grid says which by its attribute `carrier`; without one it is the wire's. Noth
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -31,9 +32,16 @@ class Carrier(Protocol):
     def drop(self, content: RecordDict) -> None:
         """Let go of the tensors that a content holds."""
 
+    def collect(self) -> None:
+        """Free what contents that nobody needs any more still hold in memory."""
+
 
 class Wire:
     """Safetensors, and Flower's own records for the rest."""
+
+    def collect(self) -> None:
+        """Flower's records refer to themselves: only a collection frees the request's encoded model."""
+        gc.collect()
 
     def pack(self, request: Request) -> RecordDict:
         """Return the encoded request."""
@@ -57,6 +65,9 @@ class Wire:
             record.clear()
 
 
+WIRE = Wire()
+
+
 class Carried(RecordDict):
     """A content that holds a request or an answer itself, within one process."""
 
@@ -70,6 +81,9 @@ class ByReference:
 
     Whoever gets tensors this way must not write into them.
     """
+
+    def collect(self) -> None:
+        """Nothing refers to itself here."""
 
     def pack(self, request: Request) -> RecordDict:
         """Return the request itself."""

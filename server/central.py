@@ -31,6 +31,8 @@ from common.job import Job
 from common.privacy import Spending, epsilon_of, noise_for
 from common.update import Tensors
 from server.aggregation import RunningMean
+from server.strategies.mean import MeanStrategy
+from server.strategies.strategy import Advance, Update
 
 LEARNING_RATE = 0.2
 """How fast the clip norm follows, in its logarithm: the paper's value."""
@@ -106,17 +108,21 @@ class ClippedSum:
 class Central:
     """A run's central privacy, from its first round or (with the clip norm it had reached) from a later one."""
 
-    def __init__(self, job: Job, clip_norm: float | None = None) -> None:
+    def __init__(self, job: Job, strategy: MeanStrategy, clip_norm: float | None = None) -> None:
         """Calibrate the noise for all rounds of the job. Raises RefusedError when none is enough."""
-        self._job, privacy = job, job.privacy
+        self._job, self._strategy, privacy = job, strategy, job.privacy
         self.clip_norm = clip_norm if clip_norm is not None else privacy.clip_norm
         self.noise_multiplier = noise_for(privacy.epsilon, privacy.delta, 1.0, job.aggregation.rounds)
         # Drawn anew by every process: noise that could be recomputed could be taken off again.
         self._random = np.random.default_rng(int.from_bytes(os.urandom(16), "big"))
 
-    def begin(self, model: Tensors) -> ClippedSum:
-        """Return an empty sum for a round that starts from `model`."""
-        return ClippedSum(model, self.clip_norm)
+    def begin(self, model: Tensors, state: Tensors) -> CentralGathering:
+        """Return an empty gathering for a round that starts from `model`."""
+        return CentralGathering(self, ClippedSum(model, self.clip_norm), model, state)
+
+    def advance(self, mean: Tensors, model: Tensors, state: Tensors) -> Advance:
+        """Return what the strategy makes of a mean. It costs nothing: of the sites it sees the noisy mean only."""
+        return self._strategy.finish(mean, (), model, state)
 
     def finish(self, total: ClippedSum, number: int) -> tuple[Tensors, CentralRound]:
         """Return the noisy mean after round `number`, and what it cost; moves the clip norm if it is adaptive."""
@@ -130,6 +136,28 @@ class Central:
         self.clip_norm = following
         spent = epsilon_of([Spending(self.noise_multiplier, 1.0, number)], privacy.delta)
         return mean, CentralRound(total.clip_norm, following, self.noise_multiplier, spent, privacy.delta)
+
+
+class CentralGathering:
+    """A round under central privacy: what the strategy averages is clipped, and its mean noised."""
+
+    def __init__(self, central: Central, total: ClippedSum, model: Tensors, state: Tensors) -> None:
+        """Start from nothing."""
+        self._central, self._total, self._model, self._state = central, total, model, state
+
+    @property
+    def updates(self) -> int:
+        """How many updates are in it."""
+        return self._total.updates
+
+    def add(self, update: Update) -> None:
+        """Add an update; every site counts the same. Raises UpdateError as `RunningMean.add` does."""
+        self._total.add(update.tensors, update.examples, update.site)
+
+    def finish(self, number: int) -> tuple[Advance, CentralRound]:
+        """Return what round `number` makes, and what it cost."""
+        mean, spent = self._central.finish(self._total, number)
+        return self._central.advance(mean, self._model, self._state), spent
 
 
 def split_noise(noise_multiplier: float, sites: int) -> tuple[float, float]:

@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
+from common.carrier import WIRE, Carrier
 from common.errors import UpdateError
-from common.update import WITNESS, Answer, decode_answer
+from common.update import Answer
 
 PATIENCE_SECONDS = 30 * 24 * 3600.0
 """How long an unanswered message is kept when the job sets no deadline."""
@@ -35,7 +36,8 @@ class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to sto
 class Reply:
     """What came back from one site: an answer, or the problem with what came instead (or why nothing could).
 
-    `seconds` from sending to arrival; `received` is the size of the tensors in bytes, as they were sent.
+    `seconds` from sending to arrival; `received` is the size of the tensors in bytes, as they were sent; `message` the
+    id of the message that it answers.
     """
 
     site: str
@@ -44,6 +46,7 @@ class Reply:
     broken: bool = False
     seconds: float = 0.0
     received: int = 0
+    message: str = ""
 
 
 @dataclass
@@ -52,7 +55,8 @@ class Exchange:
 
     `deadline` in seconds from the start, or None to wait for every site. `node_ids` is looked at anew on every use:
     a site that is admitted or renewed while the exchange is open is reached as soon as it is there. `witness` gives
-    the head of a site's audit log that is sent along.
+    the head of a site's audit log that is sent along. `under_way` are messages of earlier exchanges that are still
+    awaited, by id, with the site and when they were sent: these sites are not sent another.
     """
 
     grid: Grid
@@ -64,6 +68,8 @@ class Exchange:
     deadline: float | None = None
     stopped: Callable[[], bool] = lambda: False
     witness: Callable[[str], str] = lambda site: ""
+    carrier: Carrier = WIRE
+    under_way: Mapping[str, tuple[str, float]] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
     open: dict[str, str] = field(default_factory=dict)
     _unsent: set[str] = field(default_factory=set)
@@ -72,7 +78,12 @@ class Exchange:
     @property
     def sent(self) -> int:
         """The size of the request's tensors in bytes, for each site."""
-        return size_of(self.content)
+        return self.carrier.size(self.content)
+
+    @property
+    def left(self) -> dict[str, tuple[str, float]]:
+        """The messages that are still awaited, as `under_way` takes them."""
+        return {message_id: (site, self._sent_at[site]) for message_id, site in self.open.items()}
 
     @property
     def waiting(self) -> tuple[str, ...]:
@@ -90,7 +101,9 @@ class Exchange:
             `stopped()` became true.
         """
         started, pause, roll_call = time.monotonic(), SHORTEST_PAUSE, float("-inf")
-        self._unsent = set(self.sites)
+        self.open = {message_id: site for message_id, (site, _) in self.under_way.items()}
+        self._sent_at = dict(self.under_way.values())
+        self._unsent = set(self.sites) - set(self.open.values())
         while self.waiting:
             if self.stopped():
                 raise Stopped
@@ -123,7 +136,14 @@ class Exchange:
         ttl = PATIENCE_SECONDS if self.deadline is None else self.deadline + GRACE_SECONDS
         known = [site for site in sites if site in node_ids]
         messages = [
-            Message(self._for(site), node_ids[site], self.message_type, ttl=ttl, group_id=self.group) for site in known
+            Message(
+                self.carrier.address(self.content, self.witness(site)),
+                node_ids[site],
+                self.message_type,
+                ttl=ttl,
+                group_id=self.group,
+            )
+            for site in known
         ]
         if not messages:
             return
@@ -136,10 +156,6 @@ class Exchange:
                 self._unsent.discard(site)
                 self._sent_at.setdefault(site, time.monotonic())
 
-    def _for(self, site: str) -> RecordDict:
-        """The request as this site gets it: one encoded model for all, and the witness of its own audit log."""
-        return RecordDict(dict(self.content.items()) | {WITNESS: ConfigRecord({"head": self.witness(site)})})
-
     def _read(self, message: Message, message_id: str) -> Reply | None:
         """Turn a message into a reply; None when it only says that the request or the reply was lost."""
         site = self.open.pop(message_id)
@@ -150,23 +166,13 @@ class Exchange:
                 self._unsent.add(site)
                 return None
             reason = (message.error.reason or "no reason given").strip().splitlines()[-1]
-            return Reply(site, None, f"the site's app failed: {reason[:300]}", True, seconds)
+            return Reply(site, None, f"the site's app failed: {reason[:300]}", True, seconds, message=message_id)
         self.seen.add(site)
-        received = size_of(message.content)
+        received = self.carrier.size(message.content)
         try:
-            return Reply(site, decode_answer(message.content), seconds=seconds, received=received)
+            answer = self.carrier.unpack(message.content)
+            return Reply(site, answer, seconds=seconds, received=received, message=message_id)
         except UpdateError as error:
-            return Reply(site, None, str(error), seconds=seconds, received=received)
+            return Reply(site, None, str(error), seconds=seconds, received=received, message=message_id)
         finally:
-            _empty(message.content)
-
-
-def _empty(content: RecordDict) -> None:
-    """Let go of a message's tensors now: Flower's records refer to themselves, and would stay until a collection."""
-    for record in content.array_records.values():
-        record.clear()
-
-
-def size_of(content: RecordDict) -> int:
-    """Return the size in bytes of all tensors in a message's content, as they are sent."""
-    return sum(len(array.data) for record in content.array_records.values() for array in record.values())
+            self.carrier.drop(message.content)

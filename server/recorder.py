@@ -14,6 +14,10 @@ from server.database import Database
 from server.modelfiles import Provenance, code_version, read_model, write_model
 from server.records import Kept, LateAnswer, RoundRecord, RunDetail
 from server.schema import models, rounds, run_sites, runs, site_rounds
+from server.strategies.strategy import Advance
+
+STATE = "state"
+"""What a strategy keeps between rounds (a momentum, a control variate): kept as models are, but it is none."""
 
 
 class RunRecorder:
@@ -40,18 +44,23 @@ class RunRecorder:
                 },
             )
 
-    def commit(self, record: RoundRecord, model: Tensors | None, best: Kept | None) -> None:
+    def commit(self, record: RoundRecord, advance: Advance | None, best: Kept | None) -> None:
         """Keep a round. Either all of it is kept, or nothing. Raises RunError or DataError when the disk is full."""
         provenance = Provenance(self._name, self._digest, record.number, code_version())
-        path = f"{self._name}/{model_name(record.number)}"
-        written = write_model(self._folder / path, model, provenance) if model is not None else None
+        written = [] if advance is None else [("last", advance.model, model_name(record.number))]
+        if advance is not None and advance.state:
+            written.append((STATE, advance.state, state_name(record.number)))
+        files = [
+            (kind, f"{self._name}/{name}", write_model(self._folder / self._name / name, tensors, provenance))
+            for kind, tensors, name in written
+        ]
         with self._database.write() as connection:
             _insert_round(connection, self._run_id, record)
             # The best is named before the new last: it may be the model that was the last until now.
             if best is not None:
                 _promote(connection, self._run_id, best)
-            if written is not None:
-                keep_model(connection, self._run_id, "last", provenance, path, *written, None)
+            for kind, path, written_file in files:
+                keep_model(connection, self._run_id, kind, provenance, path, *written_file, None)
             kept = connection.execute(select(models.c.path).where(models.c.run_id == self._run_id)).scalars().all()
         for file in (self._folder / self._name).glob("round-*.safetensors"):
             if f"{self._name}/{file.name}" not in kept:
@@ -61,11 +70,18 @@ class RunRecorder:
         """Return the model after round `number`. Raises UpdateError when its file is not the one that was kept."""
         with self._database.read() as connection:
             row = connection.execute(
-                select(models.c.path, models.c.sha256).where(models.c.run_id == self._run_id, models.c.round == number)
+                select(models.c.path, models.c.sha256).where(
+                    models.c.run_id == self._run_id, models.c.round == number, models.c.kind != STATE
+                )
             ).first()
         if row is None:
             raise RunError(f"run {self._name}: the model after round {number} was not kept")
         return read_model(self._folder / row.path, row.sha256)
+
+
+def state_name(number: int) -> str:
+    """Return the name of the file of the strategy's memory after round `number`."""
+    return f"round-{number:05d}-{STATE}.safetensors"
 
 
 def model_name(number: int) -> str:
@@ -146,7 +162,8 @@ def _note_late(connection: Connection, run_id: int, late: LateAnswer) -> None:
 
 def _promote(connection: Connection, run_id: int, best: Kept) -> None:
     """Make the model after round `best.round`, which is kept as the last or the best already, the best."""
-    row = connection.execute(select(models).where(models.c.run_id == run_id, models.c.round == best.round)).first()
+    of_round = (models.c.run_id == run_id, models.c.round == best.round, models.c.kind != STATE)
+    row = connection.execute(select(models).where(*of_round)).first()
     if row is None:
         raise RunError(f"the model after round {best.round}, the best so far, was not kept")
     provenance = Provenance("", row.digest, row.round, row.code_version)

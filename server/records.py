@@ -14,6 +14,7 @@ SiteStatus = Literal[
     "agreed",  # it said that the job may run there
     "aggregated",  # its update is in the new model
     "trained",  # its update was good, but the round had no quorum
+    "working",  # its update is awaited: the strategy does not wait for it, and takes it in a later round
     "evaluated",  # it sent metrics, as asked
     "refused",  # it said no; it is not asked again in this run
     "waiting",  # it said not yet: a person must approve there, or the hour is wrong

@@ -22,7 +22,7 @@ from common.update import Tensors
 from server.central import CentralRound
 from server.database import Database
 from server.modelfiles import Provenance, code_version, read_model, write_model
-from server.recorder import RunRecorder, find_run, keep_model, model_name, set_run
+from server.recorder import STATE, RunRecorder, find_run, keep_model, model_name, set_run
 from server.records import (
     RESUMABLE,
     CoordinatorSeen,
@@ -177,9 +177,11 @@ class Registry:
         detail = self.run_detail(name)
         kept = {model.kind: model for model in detail.models}
         last, best = kept["last"], kept.get("best")
+        state = self._state_of(name)
         attempts = [r for r in detail.rounds if r.kind == "train" and r.number == last.round + 1]
         return detail.job, Start(
             model=read_model(Path(last.path), last.sha256),
+            state=read_model(self.folder / state.path, state.sha256) if state is not None else {},
             number=last.round,
             attempts=max((record.attempt for record in attempts), default=0),
             best=Kept(best.round, best.score) if best else None,
@@ -187,6 +189,11 @@ class Registry:
             validated=any(record.kind == "validation" for record in detail.rounds),
             clip_norm=next((r.central.next_clip_norm for r in reversed(detail.rounds) if r.central), None),
         )
+
+    def _state_of(self, name: str) -> Row[Any] | None:
+        with self._database.read() as connection:
+            run = find_run(connection, name)
+            return connection.execute(select(models).where(models.c.run_id == run.id, models.c.kind == STATE)).first()
 
     def recorder(self, name: str) -> RunRecorder:
         """Return what writes a run's rounds down."""
@@ -213,7 +220,8 @@ class Registry:
                 .where(run_sites.c.run_id == row.id)
                 .order_by(run_sites.c.position)
             )
-            kept = connection.execute(select(models).where(models.c.run_id == row.id).order_by(models.c.kind))
+            of_run = (models.c.run_id == row.id, models.c.kind != STATE)
+            kept = connection.execute(select(models).where(*of_run).order_by(models.c.kind))
             return RunDetail(
                 summary=_summary(connection, row),
                 job=job_from_json(row.job, source=f"run {name}"),

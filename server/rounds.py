@@ -6,28 +6,29 @@ simulation. It holds one site's update at a time beside the running sum.
 
 from __future__ import annotations
 
-import gc
 import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
-from flwr.app import MessageType
 from flwr.serverapp import Grid
 
-from common.errors import RunError, UpdateError
+from common.errors import JobError, RunError, UpdateError
 from common.job import Job
-from common.update import Answer, Request, Tensors, encode_request
-from server.aggregation import RunningMean
-from server.central import Central, ClippedSum
-from server.consent import ANSWER_SECONDS, gather, pause
+from common.selection import chosen
+from common.strategies import FedBuff
+from common.update import Answer, Request, Tensors
+from server.asking import Asker
+from server.central import Central, CentralGathering
+from server.consent import gather, pause
 from server.criterion import build_criterion
-from server.exchange import Exchange, Reply
-from server.records import Kept, LateAnswer, RoundRecord, SiteRound, SiteStatus
-from server.replies import check_answer, check_update
+from server.records import Kept, RoundRecord, SiteRound, SiteStatus
+from server.replies import check_update
+from server.strategies.mean import MeanStrategy
 from server.strategies.registry import build_strategy
-from server.witness import NoWitnesses, Witnesses, see_head
+from server.strategies.strategy import Advance, Gathering, Strategy, Update
+from server.witness import NoWitnesses, Witnesses
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 2.0, 600.0
 """Before a round is tried again that only lacks sites that wait: doubled each time."""
@@ -40,8 +41,8 @@ class Recorder(Protocol):
     def progress(self, record: RoundRecord, waiting: tuple[str, ...]) -> None:
         """Show an exchange under way: the answers so far, and who is awaited. Nothing of it is kept."""
 
-    def commit(self, record: RoundRecord, model: Tensors | None, best: Kept | None) -> None:
-        """Keep a round, the new model if it made one, and which model is the best so far."""
+    def commit(self, record: RoundRecord, advance: Advance | None, best: Kept | None) -> None:
+        """Keep a round; what it made, if it made a new model; and which model is the best so far."""
 
     def load(self, number: int) -> Tensors:
         """Return the model after round `number`: the last, or the best one committed."""
@@ -53,10 +54,11 @@ class Start:
 
     `number` is the last committed round (0: none), `attempts` how often the next one was tried without quorum,
     `examples` the sites' counts so far as known, `validated` whether the last model was evaluated already,
-    `clip_norm` where an adaptive clip norm had got to.
+    `clip_norm` where an adaptive clip norm had got to, `state` the strategy's memory.
     """
 
     model: Tensors
+    state: Tensors = field(default_factory=dict)
     number: int = 0
     attempts: int = 0
     best: Kept | None = None
@@ -79,21 +81,24 @@ class RoundLoop:
         *,
         stopped: Callable[[], bool] = lambda: False,
         witnesses: Witnesses | None = None,
+        trains_only: bool = False,
     ) -> None:
-        """Take the parts together. Raises JobError for a strategy or criterion that there is not."""
-        self._job, self._run, self._grid, self._node_ids, self._stopped = job, run, grid, node_ids, stopped
+        """Take the parts together. With `trains_only` sites are not asked for consent, nor to evaluate at the end.
+
+        Raises JobError for a strategy or criterion that there is not, or that does not go with the job.
+        """
+        self._job, self._run, self._stopped, self._trains_only = job, run, stopped, trains_only
         self._recorder = recorder
-        self._witnesses = witnesses or NoWitnesses()
-        self._suspicions: list[str] = []
-        self._strategy = build_strategy(job.aggregation)
+        self._asker = Asker(job, run, grid, node_ids, recorder, stopped, witnesses or NoWitnesses())
+        self._strategy = build_strategy(job)
         self._criterion = build_criterion(job.aggregation.criterion)
-        self._model, self._number, self._best = start.model, start.number, start.best
+        self._model, self._state, self._number, self._best = start.model, start.state, start.number, start.best
+        self._local = _local_names(job)
         self._attempts, self._failed, self._validated = start.attempts, 0, start.validated
         self._pause, self._waited = SHORTEST_PAUSE, 0.0
         self._examples = dict(start.examples)
-        self._refused: dict[str, str] = {}
-        self._central = Central(job, start.clip_norm) if job.privacy.mechanism == "central" else None
-        self._stragglers: list[tuple[str, LateAnswer, float]] = []
+        self._central = _central(job, self._strategy, start.clip_norm)
+        self._older: dict[int, Tensors] = {}
 
     def run(self) -> Kept:
         """Do all rounds, then evaluate the last model on "validation" and the kept one on "test"; return which it is.
@@ -105,10 +110,12 @@ class RoundLoop:
         Stopped
             The run was asked to stop; everything committed so far stands.
         """
-        if self._number < self._job.aggregation.rounds:
+        if self._number < self._job.aggregation.rounds and not self._trains_only:
             self._ask_consent()
         while self._number < self._job.aggregation.rounds:
             self._round()
+        if self._trains_only:
+            return self._best or Kept(self._number, None)
         if not self._validated:
             self._evaluate("validation", self._model, self._number)
         kept = self._best or Kept(self._number, None)
@@ -126,12 +133,12 @@ class RoundLoop:
 
         def ask(sites: tuple[str, ...], before: Mapping[str, SiteRound]) -> Mapping[str, SiteRound]:
             others = tuple(row for site, row in before.items() if site not in sites)
-            asked = self._exchange(request, replace(record, sites=others), lambda answer: "agreed", sites)
+            asked = self._asker.ask(request, replace(record, sites=others), lambda answer, _: "agreed", sites)
             suspicions.update(dict.fromkeys(asked.warnings))
             return {row.site: row for row in asked.sites if row.site in sites}
 
         said = gather(self._job.sites, ask, wanted.approval_seconds, self._stopped)
-        self._refused |= {site: row.reason for site, row in said.items() if row.status == "refused"}
+        self._asker.refused |= {site: row.reason for site, row in said.items() if row.status == "refused"}
         self._examples |= {site: row.examples for site, row in said.items() if row.examples}
         rows, seconds = tuple(said[site] for site in self._job.sites), time.time() - record.started
         record = replace(record, sites=rows, seconds=seconds, warnings=tuple(suspicions))
@@ -139,34 +146,78 @@ class RoundLoop:
         self._require_possible_quorum()
 
     def _round(self) -> None:
-        request = Request("train", self._run, self._number + 1, self._job, self._model)
-        total = self._central.begin(self._model) if self._central else RunningMean(self._model)
-        record = self._exchange(
+        shared = {name: tensor for name, tensor in self._model.items() if name not in self._local}
+        number = self._number + 1
+        control = self._strategy.control(shared, self._state)
+        request = Request("train", self._run, number, self._job, self._model, control=control)
+        total = self._central.begin(shared, self._state) if self._central else self._strategy.begin(shared, self._state)
+        if self._enough is not None:
+            self._older[number] = shared
+        record = self._asker.ask(
             request,
-            RoundRecord("train", request.number, self._attempts + 1, "no quorum", ()),
-            lambda answer: self._add(answer, total),
+            RoundRecord("train", number, self._attempts + 1, "no quorum", ()),
+            lambda answer, asked: self._add(answer, asked, shared, total),
+            self._asked(number),
+            enough=self._enough,
         )
-        trained = record.named("trained")
-        share = self._share(trained)
-        problem = self._no_quorum(trained, share)
+        share = self._share(record)
+        problem = self._no_quorum(record, share)
         record = replace(record, share=share, score=self._criterion.score(list(record.sites)))
         if problem:
             self._commit_failed(replace(record, reason=problem))
             return
-        if isinstance(total, ClippedSum) and self._central is not None:
-            mean, central = self._central.finish(total, request.number)
-            record = replace(record, central=central)
-        elif isinstance(total, RunningMean):
-            mean = total.mean()
-        self._commit(record, self._strategy.next_model(self._model, mean))
+        try:
+            if isinstance(total, CentralGathering):
+                advance, central = total.finish(number)
+                record = replace(record, central=central)
+            else:
+                advance = total.finish()
+        except UpdateError as error:  # too few updates for this strategy
+            self._commit_failed(replace(record, reason=f"no quorum: {error}"))
+            return
+        self._forget_older(number)
+        self._commit(record, Advance(self._model | advance.model, advance.state))
 
-    def _add(self, answer: Answer, total: RunningMean | ClippedSum) -> SiteStatus:
-        tensors = check_update(answer, self._model, self._examples.get(answer.site))
-        total.add(tensors, answer.examples, answer.site)
+    def _asked(self, number: int) -> tuple[str, ...]:
+        """The sites that are sent a round: those drawn for it; without waiting, no more than take the free places."""
+        drawn, places = chosen(self._job, number), self._job.aggregation.sites_per_round
+        if self._enough is None or places is None:
+            return drawn
+        busy = self._asker.at_work
+        free = [site for site in drawn if site not in busy]
+        turn = number % max(1, len(free))  # so that it is not always the job's last sites that find no place
+        return tuple((free[turn:] + free[:turn])[: max(0, places - len(busy))])
+
+    @property
+    def _enough(self) -> int | None:
+        """How many updates make a model where nobody waits for all: FedBuff's K."""
+        parameters = self._job.aggregation.known_parameters
+        return parameters.K if isinstance(parameters, FedBuff) else None
+
+    def _forget_older(self, number: int) -> None:
+        """Keep the models that sites at work have started from, and no others."""
+        needed = self._asker.numbers_under_way
+        self._older = {old: model for old, model in self._older.items() if old in needed or old == number}
+
+    def _add(self, answer: Answer, asked: Request, shared: Tensors, total: Gathering | CentralGathering) -> SiteStatus:
+        tensors = check_update(answer, shared, self._examples.get(answer.site))
+        behind = self._number + 1 - asked.number
+        base = self._older.get(asked.number) if behind else None
+        total.add(
+            Update(
+                answer.site,
+                tensors,
+                answer.examples,
+                max(1, round(answer.metrics.get("train.steps", 1))),
+                answer.metrics,
+                behind,
+                base,
+            )
+        )
         self._examples[answer.site] = answer.examples
         return "trained"
 
-    def _commit(self, record: RoundRecord, model: Tensors) -> None:
+    def _commit(self, record: RoundRecord, advance: Advance) -> None:
         """Keep a round with quorum. Its score is that of the model before it, which may turn out the best so far."""
         if record.number > 1 and self._criterion.better(record.score, self._best):
             self._best = Kept(record.number - 1, record.score)
@@ -177,8 +228,8 @@ class RoundLoop:
             log.warning("run %s round %d: %s", self._run, record.number, warning)
         sites = tuple(replace(site, status="aggregated") if site.site in trained else site for site in record.sites)
         record = replace(record, status="aggregated", sites=sites, whole=not missing, warnings=warnings)
-        self._recorder.commit(record, model, self._best)
-        self._model, self._number, self._failed = model, record.number, 0
+        self._recorder.commit(record, advance, self._best)
+        self._model, self._state, self._number, self._failed = advance.model, advance.state, record.number, 0
         self._attempts, self._pause, self._waited = 0, SHORTEST_PAUSE, 0.0
         log.info("run %s round %d: %d sites aggregated", self._run, self._number, len(trained))
 
@@ -205,14 +256,15 @@ class RoundLoop:
 
     def _require_possible_quorum(self) -> None:
         """Raise RunError when so many sites have refused that no round can find its quorum."""
-        left = [site for site in self._job.sites if site not in self._refused]
+        left = [site for site in self._job.sites if site not in self._asker.refused]
         if len(left) < self._job.aggregation.min_sites:
-            reasons = "; ".join(f"{site} refused: {reason}" for site, reason in self._refused.items())
+            reasons = "; ".join(f"{site} refused: {reason}" for site, reason in self._asker.refused.items())
             raise RunError(f"the quorum of {self._job.aggregation.min_sites} can't be reached any more: {reasons}")
 
     def _evaluate(self, split: Literal["validation", "test"], model: Tensors, number: int) -> None:
         request = Request("evaluate", self._run, number, self._job, model, split)
-        record = self._exchange(request, RoundRecord(split, number, 1, "evaluated", ()), lambda answer: "evaluated")
+        record = RoundRecord(split, number, 1, "evaluated", ())
+        record = self._asker.ask(request, record, lambda answer, _: "evaluated", self._job.sites)
         score = self._criterion.score(list(record.sites))
         if split == "validation" and self._criterion.better(score, self._best):
             self._best = Kept(number, score)
@@ -224,121 +276,50 @@ class RoundLoop:
         warnings = (*record.warnings, *warnings)
         self._recorder.commit(replace(record, score=score, warnings=warnings), None, self._best or Kept(number, None))
 
-    def _exchange(
-        self,
-        request: Request,
-        record: RoundRecord,
-        use: Callable[[Answer], SiteStatus],
-        only: tuple[str, ...] = (),
-    ) -> RoundRecord:
-        """Ask the sites, or `only` some; return `record` with what each of them did, in the job's order of sites."""
-        started = time.monotonic()
-        record = replace(record, started=record.started or time.time())
-        deadline = self._job.aggregation.deadline_seconds
-        exchange = Exchange(
-            self._grid,
-            self._node_ids,
-            encode_request(request),
-            MessageType.EVALUATE if request.kind == "evaluate" else MessageType.TRAIN,
-            f"{request.kind}-{request.number}",
-            only or tuple(site for site in self._job.sites if site not in self._refused),
-            min(ANSWER_SECONDS, deadline or ANSWER_SECONDS) if request.kind == "consent" else deadline,
-            self._stopped,
-            self._witnesses.witness,
-        )
-        done = {row.site: row for row in record.sites}
-        self._recorder.progress(record, exchange.sites)
-        for reply in exchange.replies():
-            site = self._judge(reply, request, use)
-            done[reply.site] = replace(site, seconds=reply.seconds, sent=exchange.sent, received=reply.received)
-            self._recorder.progress(replace(record, sites=tuple(done.values())), exchange.waiting)
-            del reply  # as in `replies`: its tensors are in the sum
-        gc.collect()  # the request's encoded model: Flower's records refer to themselves
-        late = self._late_answers()
-        self._remember_stragglers(exchange, record)
-        rows = tuple(done.get(site) or self._absent(site, exchange) for site in self._job.sites)
-        warnings, self._suspicions = tuple(self._suspicions), []
-        return replace(record, sites=rows, seconds=time.monotonic() - started, late=late, warnings=warnings)
+    def _share(self, record: RoundRecord) -> float | None:
+        """The part of the known training cases of all sites that were asked which the round's updates cover."""
+        known = sum(self._examples.get(row.site, 0) for row in record.sites)
+        return sum(self._examples[site] for site in record.named("trained")) / known if known else None
 
-    def _judge(self, reply: Reply, request: Request, use: Callable[[Answer], SiteStatus]) -> SiteRound:
-        """Decide what a reply is worth, and use it if it is good."""
-        answer = reply.answer
-        if answer is None:
-            log.warning("run %s round %d: %s", self._run, request.number, reply.problem)
-            return SiteRound(reply.site, "failed" if reply.broken else "rejected", reply.problem)
-        try:
-            check_answer(answer, request, reply.site)
-            self._suspect(see_head(self._witnesses, reply.site, answer.head))
-            if answer.status != "ok":
-                log.warning("run %s: %s %s: %s", self._run, reply.site, answer.status, answer.reason)
-                if answer.status == "refused":
-                    self._refused[reply.site] = answer.reason
-                    if not answer.head and self._witnesses.witness(reply.site):
-                        self._suspect(f"{reply.site} does not show the audit log that was seen before: {answer.reason}")
-                return SiteRound(reply.site, answer.status, answer.reason)
-            status = use(answer)
-        except UpdateError as error:
-            log.warning("run %s round %d: update rejected: %s", self._run, request.number, error)
-            return SiteRound(reply.site, "rejected", str(error))
-        return SiteRound(reply.site, status, examples=answer.examples, metrics=dict(answer.metrics))
-
-    def _suspect(self, problem: str) -> None:
-        """Remember what is wrong with a site's audit log, for the record of this exchange."""
-        if problem:
-            log.warning("run %s: %s", self._run, problem)
-            self._suspicions.append(problem)
-
-    def _absent(self, site: str, exchange: Exchange) -> SiteRound:
-        if site in self._refused:
-            return SiteRound(site, "excluded", f"refused before: {self._refused[site]}")
-        if site in exchange.seen:
-            return SiteRound(site, "late", "no answer before the round closed", sent=exchange.sent)
-        known = site in self._node_ids()
-        return SiteRound(site, "unreached", "not connected" if known else "no node of this name is admitted")
-
-    def _remember_stragglers(self, exchange: Exchange, record: RoundRecord) -> None:
-        closed = time.monotonic()
-        for message_id, site in exchange.open.items():
-            answer = LateAnswer(record.kind, record.number, record.attempt, site, 0.0)
-            self._stragglers.append((message_id, answer, closed))
-
-    def _late_answers(self) -> tuple[LateAnswer, ...]:
-        """Take the answers that came to rounds already closed off the grid, and tell of them."""
-        late, still = [], []
-        for message_id, answer, closed in self._stragglers:
-            messages = list(self._grid.pull_messages([message_id]))
-            if not messages:
-                still.append((message_id, answer, closed))
-            elif not messages[0].has_error():
-                late.append(replace(answer, seconds=time.monotonic() - closed))
-        self._stragglers = still
-        return tuple(late)
-
-    def _share(self, trained: tuple[str, ...]) -> float | None:
-        """The part of all known training cases that the sites `trained` hold."""
-        known = sum(self._examples.values())
-        return sum(self._examples[site] for site in trained) / known if known else None
-
-    def _no_quorum(self, trained: tuple[str, ...], share: float | None) -> str:
+    def _no_quorum(self, record: RoundRecord, share: float | None) -> str:
         """Why there is no quorum, or nothing when there is one."""
-        wanted = self._job.aggregation
-        if len(trained) < wanted.min_sites:
-            return f"no quorum: {len(trained)} of {len(self._job.sites)} sites trained, {wanted.min_sites} needed"
+        wanted, trained = self._job.aggregation, len(record.named("trained"))
+        if trained < wanted.min_sites:
+            return f"no quorum: {trained} of {len(record.sites)} sites trained, {wanted.min_sites} needed"
         if share is not None and share < wanted.min_share:
             return f"no quorum: updates cover {share:.0%} of the known training cases, {wanted.min_share:.0%} needed"
         return ""
 
     def _missing(self, record: RoundRecord) -> tuple[str, ...]:
         """A warning for each site missing from the model that has the most training cases, or may have."""
-        trained = record.named("trained")
-        largest = max(self._examples.values(), default=0)
+        there = record.named("trained", "working")
+        known = {row.site: self._examples[row.site] for row in record.sites if row.site in self._examples}
+        largest = max(known.values(), default=0)
         return tuple(
             f"{site.site} ({site.status}) is missing from this round, "
             + (
-                f"the site with the most training cases, {largest:,} of {sum(self._examples.values()):,}"
-                if site.site in self._examples
+                f"the site with the most training cases, {largest:,} of {sum(known.values()):,}"
+                if site.site in known
                 else "and may be the largest: its number of cases is not known"
             )
             for site in record.sites
-            if site.site not in trained and self._examples.get(site.site, largest) >= largest
+            if site.site not in there and known.get(site.site, largest) >= largest
         )
+
+
+def _local_names(job: Job) -> frozenset[str]:
+    """The tensors that stay at the sites. Only a job that has any needs torch, to know the network's layers."""
+    if not job.aggregation.local_layers and not job.aggregation.known_parameters.keeps:
+        return frozenset()
+    from common.networks import local_names
+
+    return local_names(job)
+
+
+def _central(job: Job, strategy: Strategy, clip_norm: float | None) -> Central | None:
+    """Central privacy, where the job asks for it. Raises JobError for a strategy that needs more than a mean."""
+    if job.privacy.mechanism != "central":
+        return None
+    if not isinstance(strategy, MeanStrategy) or not strategy.central:
+        raise JobError(f'"aggregation.strategy": central privacy gives a noised mean, and "{strategy.name}" needs more')
+    return Central(job, strategy, clip_norm)

@@ -27,7 +27,7 @@ def submit_job(
     UpdateError
         The checkpoint is of another architecture, or no safetensors file.
     """
-    build_strategy(job.aggregation)
+    build_strategy(job)
     build_criterion(job.aggregation.criterion)
     if admitted is not None:
         check_sites(job, admitted)

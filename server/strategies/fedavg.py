@@ -8,23 +8,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from common.errors import JobError
-from common.job import AggregationSection
-from common.update import Tensors
+from server.strategies.mean import MeanStrategy
 
 
-class FedAvg:
+class FedAvg(MeanStrategy):
     """Federated averaging."""
 
     name: ClassVar[str] = "fedavg"
-
-    def __init__(self, section: AggregationSection) -> None:
-        if section.proximal_mu > 0:
-            raise JobError(
-                f'"aggregation.proximal_mu" is {section.proximal_mu:g}, but strategy "fedavg" has no proximal term: '
-                'set strategy = "fedprox", or leave proximal_mu out'
-            )
-
-    def next_model(self, current: Tensors, mean: Tensors) -> Tensors:
-        """Return the mean."""
-        return mean

@@ -8,18 +8,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from common.job import AggregationSection
-from common.update import Tensors
+from server.strategies.mean import MeanStrategy
 
 
-class FedProx:
+class FedProx(MeanStrategy):
     """Federated averaging of models that the sites trained with a proximal term, `aggregation.proximal_mu`."""
 
     name: ClassVar[str] = "fedprox"
-
-    def __init__(self, section: AggregationSection) -> None:
-        self.proximal_mu = section.proximal_mu
-
-    def next_model(self, current: Tensors, mean: Tensors) -> Tensors:
-        """Return the mean."""
-        return mean

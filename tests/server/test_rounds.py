@@ -29,11 +29,11 @@ class Notebook:
 
     def progress(self, record, waiting) -> None: ...
 
-    def commit(self, record, model, best) -> None:
+    def commit(self, record, advance, best) -> None:
         self.rounds.append(record)
         self.best = best
-        if model is not None:
-            self.models[record.number] = model
+        if advance is not None:
+            self.models[record.number] = advance.model
 
     def load(self, number):
         return self.models[number]
