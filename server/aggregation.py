@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -49,7 +50,7 @@ class RunningMean:
         for name, tensor in like.items():
             if tensor.dtype.kind == "f" and tensor.dtype.itemsize > 4:
                 raise UpdateError(f'tensor "{name}" is {tensor.dtype}: only float32 and float16 can be averaged')
-        self._like = {name: _described(tensor) for name, tensor in like.items()}
+        self._like = {name: _described(tensor.dtype, tensor.shape) for name, tensor in like.items()}
         self._groups = [(names, _FloatSum(size)) for names, size in _groups(self._like)]
         self._integers = {
             name: _IntegerSum(tensor.size) for name, tensor in self._like.items() if tensor.dtype.kind != "f"
@@ -70,8 +71,7 @@ class RunningMean:
         UpdateError
             The tensors do not fit the architecture, hold NaN or infinity, or the weight is out of range.
         """
-        if not LEAST_WEIGHT <= weight <= MAX_WEIGHT:
-            raise UpdateError(f"{where}: a weight of {weight:g} is not between {LEAST_WEIGHT:g} and {MAX_WEIGHT}")
+        check_weight(weight, where)
         check_tensors(tensors, self._like, where)
         rounded = rounded_weight(weight)
         whole = int(rounded * 2.0**SCALE)
@@ -119,6 +119,20 @@ class RunningMean:
     def _carry(self) -> None:
         for _, total in self._groups:
             total.carry()
+
+    def __getstate__(self) -> dict[str, object]:
+        """Of the architecture only shapes and dtypes travel: written out, its arrays would be one more model."""
+        return {**self.__dict__, "_like": {name: (like.dtype, like.shape) for name, like in self._like.items()}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._like = {name: _described(dtype, shape) for name, (dtype, shape) in state["_like"].items()}
+
+
+def check_weight(weight: float, where: str) -> None:
+    """Raise UpdateError when an update can't count by this."""
+    if not LEAST_WEIGHT <= weight <= MAX_WEIGHT:
+        raise UpdateError(f"{where}: a weight of {weight:g} is not between {LEAST_WEIGHT:g} and {MAX_WEIGHT}")
 
 
 def rounded_weight(weight: float) -> float:
@@ -226,9 +240,9 @@ def _groups(like: Tensors) -> Iterator[tuple[list[str], int]]:
         yield names, size
 
 
-def _described(tensor: np.ndarray) -> np.ndarray:
-    """An array of the tensor's shape and dtype that takes no memory."""
-    return np.broadcast_to(np.zeros((), dtype=tensor.dtype), tensor.shape)
+def _described(dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
+    """An array of this dtype and shape that takes no memory."""
+    return np.broadcast_to(np.zeros((), dtype=dtype), shape)
 
 
 def _largest(values: np.ndarray) -> float:

@@ -21,7 +21,7 @@ import numpy as np
 
 from common import strategies
 from common.update import Tensors
-from server.strategies.mean import MeanStrategy, Note, differences, named, remembered
+from server.strategies.mean import MeanStrategy, Note, differences, named, remembered, rounded
 from server.strategies.strategy import Advance
 
 
@@ -42,7 +42,7 @@ class Adaptive(MeanStrategy):
             before = second[name] if f"second/{name}" in state else second[name] + given.tau**2
             second[name] = self.second(before, delta * delta)
             step = first[name] / (np.sqrt(second[name]) + given.tau)
-            stepped[name] = (model[name] + given.eta * step).astype(model[name].dtype)
+            stepped[name] = rounded(model[name] + given.eta * step, model[name])
         return Advance(mean | stepped, named("first", first) | named("second", second))
 
 

@@ -13,7 +13,7 @@ from typing import ClassVar, cast
 
 from common import strategies
 from common.update import Tensors
-from server.strategies.mean import MeanStrategy, Note, differences, moved, named, remembered
+from server.strategies.mean import MeanStrategy, Note, differences, moved, named, remembered, rounded
 from server.strategies.strategy import Advance
 
 
@@ -27,7 +27,7 @@ class FedAvgM(MeanStrategy):
         eta, beta = (given := cast(strategies.FedAvgM, self.parameters)).eta, given.beta
         before = remembered(state, "velocity", model)
         velocity = {name: beta * before[name] + delta for name, delta in differences(mean, model).items()}
-        if not any(tensor.any() for tensor in before.values()):
+        if beta == 0 or not any(tensor.any() for tensor in before.values()):
             return Advance(moved(model, mean, eta), named("velocity", velocity))
-        stepped = {name: (model[name] + eta * speed).astype(model[name].dtype) for name, speed in velocity.items()}
+        stepped = {name: rounded(model[name] + eta * speed, model[name]) for name, speed in velocity.items()}
         return Advance(mean | stepped, named("velocity", velocity))

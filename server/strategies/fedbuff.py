@@ -15,9 +15,12 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar, cast
 
+import numpy as np
+
 from common import strategies
-from common.update import Tensors
-from server.strategies.mean import MeanStrategy, Note, moved
+from common.update import Tensors, check_tensors
+from server.aggregation import LEAST_WEIGHT
+from server.strategies.mean import MeanStrategy, Note, moved, rounded
 from server.strategies.strategy import Advance, Update
 
 
@@ -28,16 +31,17 @@ class FedBuff(MeanStrategy):
     central: ClassVar[bool] = False
 
     def weigh(self, update: Update) -> float:
-        """(1 + staleness)^-a."""
-        return float((1 + update.staleness) ** -cast(strategies.FedBuff, self.parameters).a)
+        """(1 + staleness)^-a; what would be less than the least weight is the least weight."""
+        return max(LEAST_WEIGHT, float((1 + update.staleness) ** -cast(strategies.FedBuff, self.parameters).a))
 
     def view(self, update: Update, model: Tensors) -> Tensors:
         """Return the current model, changed as the site changed the one that it had."""
         if update.base is None:
             return update.tensors
+        check_tensors(update.tensors, model, update.site)
         base = update.base
         return {
-            name: (tensor + (update.tensors[name] - base[name])).astype(tensor.dtype)
+            name: rounded(tensor + (update.tensors[name].astype(np.float64) - base[name]), tensor)
             if tensor.dtype.kind == "f"
             else update.tensors[name]
             for name, tensor in model.items()

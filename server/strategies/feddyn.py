@@ -15,7 +15,7 @@ from typing import ClassVar, cast
 
 from common import strategies
 from common.update import Tensors
-from server.strategies.mean import MeanStrategy, Note, differences, named, remembered
+from server.strategies.mean import MeanStrategy, Note, differences, named, remembered, rounded
 from server.strategies.strategy import Advance, Update
 
 
@@ -37,5 +37,5 @@ class FedDyn(MeanStrategy):
         stepped: Tensors = {}
         for name, delta in differences(mean, model).items():
             drift[name] = drift[name] - alpha * share * delta
-            stepped[name] = (mean[name] - drift[name] / alpha).astype(model[name].dtype)
+            stepped[name] = rounded(mean[name] - drift[name] / alpha, model[name])
         return Advance(mean | stepped, named("h", drift))

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from common.errors import JobError
 from common.job import Job
 from common.update import Tensors
-from server.strategies.mean import MeanStrategy, Note, moved
+from server.strategies.mean import MeanStrategy, Note, TwoMeans, moved
 from server.strategies.strategy import Advance, Update
 
 
@@ -29,29 +29,51 @@ class FedNova(MeanStrategy):
     central: ClassVar[bool] = False
 
     def __init__(self, job: Job) -> None:
-        """Take the parameters. Raises JobError for momentum together with a pull: there is no formula for both."""
+        """Take the parameters. Raises JobError where the paper has no formula for how the job trains."""
         super().__init__(job)
-        if job.training.momentum > 0 and job.aggregation.proximal_mu > 0:
+        training, pull = job.training, job.training.learning_rate * job.aggregation.proximal_mu
+        if training.momentum > 0 and pull > 0:
             raise JobError('strategy "fednova": training.momentum and aggregation.proximal_mu do not go together')
+        if pull >= 2:
+            raise JobError(
+                f'strategy "fednova": learning_rate x proximal_mu is {pull:g}, and at 2 or more steps lead ever farther '
+                "away: make one of them smaller"
+            )
+        if training.averaging > 0:
+            raise JobError('strategy "fednova" normalises the last weights of a round: leave training.averaging at 0')
 
-    def weigh(self, update: Update) -> float:
-        """p_i / a_i, but for the sum over all."""
-        return super().weigh(update) / self.normaliser(update.steps)
-
-    def finish(self, mean: Tensors, notes: Sequence[Note], model: Tensors, state: Tensors) -> Advance:
-        """Scale the normalised mean back."""
-        shares = [note.weight * self.normaliser(note.steps) for note in notes]
-        whole = math.fsum(shares)
-        effective = (
-            math.fsum(share * self.normaliser(note.steps) for share, note in zip(shares, notes, strict=True)) / whole
-        )
-        factor = effective * math.fsum(note.weight for note in notes) / whole
-        return Advance(moved(model, mean, 1.0 if math.isclose(factor, 1.0, rel_tol=1e-12) else factor))
+    def begin(self, model: Tensors, state: Tensors) -> NovaGathering:
+        """Return an empty gathering."""
+        return NovaGathering(self, model, state)
 
     def normaliser(self, steps: int) -> float:
         """Return a for so many steps: the L1 norm of how the gradients add up in the site's change."""
         rho = self.job.training.momentum
-        shrink = self.job.training.learning_rate * self.job.aggregation.proximal_mu
+        pull = self.job.training.learning_rate * self.job.aggregation.proximal_mu
         if rho > 0:
             return (steps - rho * (1 - rho**steps) / (1 - rho)) / (1 - rho)
-        return (1 - (1 - shrink) ** steps) / shrink if shrink > 0 else float(steps)
+        if 0 < pull < 1:
+            return -math.expm1(steps * math.log1p(-pull)) / pull  # as below, and right for a small pull, too
+        return (1 - (1 - pull) ** steps) / pull if pull > 0 else float(steps)
+
+
+class NovaGathering(TwoMeans):
+    """The mean by p_i, for rounds in which all took as many steps, and beside it the mean by p_i / a_i."""
+
+    def weigh_second(self, update: Update) -> float:
+        """p_i / a_i, but for the sum over all."""
+        strategy = cast(FedNova, self.strategy)
+        return strategy.weigh(update) / strategy.normaliser(update.steps)
+
+    def advance(self, mean: Tensors) -> Advance:
+        """Scale the normalised mean back."""
+        if len({note.steps for note in self.notes}) == 1:
+            return Advance(mean)
+        return Advance(moved(self.model, self.second.mean(), self._factor(self.notes)))
+
+    def _factor(self, notes: Sequence[Note]) -> float:
+        """tau_eff sum_i p_i / a_i: the second mean is by shares of that sum."""
+        lengths = [cast(FedNova, self.strategy).normaliser(note.steps) for note in notes]
+        whole = math.fsum(note.weight for note in notes)
+        effective = math.fsum(note.weight * length for note, length in zip(notes, lengths, strict=True)) / whole
+        return effective * math.fsum(note.weight / length for note, length in zip(notes, lengths, strict=True)) / whole

@@ -10,14 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import numpy as np
 
+from common.errors import UpdateError
 from common.job import Job
 from common.strategies import Parameters
 from common.update import Tensors
-from server.aggregation import RunningMean
+from server.aggregation import RunningMean, check_weight
 from server.strategies.strategy import Advance, Update
 
 
@@ -100,13 +101,42 @@ class MeanGathering:
         self.notes += other.notes
 
     def finish(self) -> Advance:
-        """Return the next model. Raises UpdateError when there is no update."""
-        mean = self.mean.mean()
-        return self.strategy.finish(mean, sorted(self.notes, key=lambda note: note.site), self.model, self.state)
+        """Return the next model. Raises UpdateError when there is no update, or the step leads out of all numbers."""
+        self.notes.sort(key=lambda note: note.site)
+        return finite(self.advance(self.mean.mean()))
+
+    def advance(self, mean: Tensors) -> Advance:
+        """Return what the strategy makes of the mean and the notes, which are sorted by site."""
+        return self.strategy.finish(mean, self.notes, self.model, self.state)
 
     def __getstate__(self) -> dict[str, object]:
         """A partial gathering travels without the model that it started from: whoever merges it has that."""
         return {**self.__dict__, "model": {}, "state": {}}
+
+
+class TwoMeans(MeanGathering):
+    """A second mean of the sites' models beside the first, by other weights."""
+
+    def __init__(self, strategy: MeanStrategy, model: Tensors, state: Tensors) -> None:
+        """Start from nothing."""
+        super().__init__(strategy, model, state)
+        self.second = RunningMean(model)
+
+    def weigh_second(self, update: Update) -> float:
+        """What the update counts by in the second mean."""
+        raise NotImplementedError
+
+    def add(self, update: Update) -> None:
+        """Add an update to both means, or to none."""
+        weight = self.weigh_second(update)
+        check_weight(weight, update.site)
+        super().add(update)
+        self.second.add(update.tensors, weight, update.site)
+
+    def merge(self, other: MeanGathering) -> None:
+        """Add all of another gathering's updates."""
+        super().merge(other)
+        self.second.merge(cast(TwoMeans, other).second)
 
 
 def moved(model: Tensors, towards: Tensors, factor: float) -> Tensors:
@@ -114,11 +144,25 @@ def moved(model: Tensors, towards: Tensors, factor: float) -> Tensors:
     if factor == 1.0:
         return towards
     return {
-        name: (tensor + factor * (towards[name].astype(np.float64) - tensor)).astype(tensor.dtype)
+        name: rounded(tensor + factor * (towards[name].astype(np.float64) - tensor), tensor)
         if tensor.dtype.kind == "f"
         else towards[name]
         for name, tensor in model.items()
     }
+
+
+def rounded(values: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Return float64 values in the dtype of `like`; infinite where they are too large for it, for `finite` to find."""
+    with np.errstate(over="ignore"):
+        return np.asarray(values, dtype=like.dtype)
+
+
+def finite(advance: Advance) -> Advance:
+    """Return the advance if all of it is finite. Raises UpdateError: a model that has run away is not sent to sites."""
+    for name, tensor in (*advance.model.items(), *advance.state.items()):
+        if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
+            raise UpdateError(f'the step makes "{name}" infinite: it is too long, or updates are far off')
+    return advance
 
 
 def differences(towards: Tensors, model: Tensors) -> Tensors:
@@ -144,4 +188,4 @@ def remembered(state: Tensors, prefix: str, like: Tensors) -> Tensors:
 
 def named(prefix: str, tensors: Tensors) -> Tensors:
     """Return tensors as the part called `prefix` of a strategy's memory."""
-    return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
+    return {f"{prefix}/{name}": np.asarray(tensor) for name, tensor in tensors.items()}

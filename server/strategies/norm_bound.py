@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import ClassVar, cast
 
 from common import strategies
-from common.update import Tensors
+from common.update import Tensors, check_tensors
 from server.strategies.mean import MeanStrategy, distance, moved
 from server.strategies.strategy import Update
 
@@ -23,5 +23,6 @@ class NormBound(MeanStrategy):
 
     def view(self, update: Update, model: Tensors) -> Tensors:
         """Return the site's model, brought within the bound."""
+        check_tensors(update.tensors, model, update.site)
         bound, length = cast(strategies.NormBound, self.parameters).bound, distance(update.tensors, model)
         return update.tensors if length <= bound else moved(model, update.tensors, bound / length)

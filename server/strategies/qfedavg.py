@@ -24,6 +24,8 @@ from server.strategies.strategy import Advance, Update
 
 LEAST_LOSS = 1e-9
 """A site without loss still counts by a trace: 0 to the power of 0 or less has no value."""
+LOWEST, HIGHEST = -29, 28
+"""F^q is kept between 2 to the power of these, what a mean can be weighted by: a loss beyond counts as the nearest."""
 
 
 class QFedAvg(MeanStrategy):
@@ -46,22 +48,23 @@ class QFedAvg(MeanStrategy):
 
     def weigh(self, update: Update) -> float:
         """F^q. Raises UpdateError for a site that does not say its loss."""
-        return min(max(float(_loss(update.metrics, update.site) ** self.q), 2.0**-29), 2.0**28)
+        return float(self.loss(update.metrics, update.site) ** self.q)
 
     def finish(self, mean: Tensors, notes: Sequence[Note], model: Tensors, state: Tensors) -> Advance:
         """Take the fair step."""
         inverse = 1.0 / self.job.training.learning_rate
-        losses = [_loss(note.metrics, note.site) for note in notes]
+        losses = [self.loss(note.metrics, note.site) for note in notes]
         above = inverse * math.fsum(note.weight for note in notes)
         below = math.fsum(
-            self.q * loss ** (self.q - 1) * (inverse * note.length) ** 2 + inverse * note.weight
+            self.q * loss ** (self.q - 1) * (inverse * note.length) * (inverse * note.length) + inverse * note.weight
             for note, loss in zip(notes, losses, strict=True)
         )
         return Advance(moved(model, mean, above / below))
 
-
-def _loss(metrics: Mapping[str, float], site: str) -> float:
-    found = metrics.get("train.loss_before", metrics.get("eval.loss"))
-    if found is None or not math.isfinite(found) or found < 0:
-        raise UpdateError(f"{site}: q-FedAvg needs the received model's loss, and the answer does not say it")
-    return max(found, LEAST_LOSS)
+    def loss(self, metrics: Mapping[str, float], site: str) -> float:
+        """Return the received model's loss at a site, F. Raises UpdateError when the answer does not say it."""
+        found = metrics.get("train.loss_before", metrics.get("eval.loss"))
+        if found is None or not math.isfinite(found) or found < 0:
+            raise UpdateError(f"{site}: q-FedAvg needs the received model's loss, and the answer does not say it")
+        slope = max(self.q, HIGHEST / 1000)  # for smaller q no loss is too large
+        return min(max(found, LEAST_LOSS, 2.0 ** (LOWEST / slope)), 2.0 ** (HIGHEST / slope))

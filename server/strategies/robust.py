@@ -11,6 +11,7 @@ Vulnerability of Distributed Learning in Byzantium", ICML 2018 (Bulyan).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import ClassVar, cast
 
@@ -78,13 +79,17 @@ class Median(RobustStrategy):
 
 
 class TrimmedMean(RobustStrategy):
-    """The mean of each coordinate without the share beta of the updates at each end."""
+    """The mean of each coordinate without the share beta of the updates at each end, rounded up.
+
+    Rounded up, because with fewer than 1 / beta sites it would else be the plain mean, which resists nobody.
+    """
 
     name: ClassVar[str] = "trimmed-mean"
 
     def combine(self, spool: Spool) -> np.ndarray:
         """Return the coordinates' trimmed means."""
-        cut = int(cast(strategies.TrimmedMean, self.parameters).beta * spool.updates)
+        beta, updates = cast(strategies.TrimmedMean, self.parameters).beta, spool.updates
+        cut = min(math.ceil(round(beta * updates, 9)), (updates - 1) // 2)
         kept = slice(cut, spool.updates - cut)
         return _by_column(spool, lambda block: np.sort(block.astype(np.float64), axis=0)[kept].mean(axis=0))
 
@@ -121,10 +126,19 @@ class MultiKrum(Krum):
 
     name: ClassVar[str] = "multi-krum"
 
+    @property
+    def m(self) -> int | None:
+        """How many updates are averaged, where the job says so."""
+        return cast(strategies.MultiKrum, self.parameters).m
+
+    @property
+    def needed(self) -> int:
+        """2 f + 3, and m + f: what is averaged must not need a lying site."""
+        return max(super().needed, (self.m or 0) + self.f)
+
     def combine(self, spool: Spool) -> np.ndarray:
         """Return the mean of the best."""
-        wanted = cast(strategies.MultiKrum, self.parameters).m or spool.updates - self.f
-        return self.averaged(spool, min(wanted, spool.updates - self.f))
+        return self.averaged(spool, self.m or spool.updates - self.f)
 
 
 class Bulyan(Krum):

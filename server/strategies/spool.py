@@ -27,7 +27,8 @@ class Spool:
         self._floats = [name for name, tensor in model.items() if tensor.dtype.kind == "f"]
         self.columns = sum(model[name].size for name in self._floats)
         self._sites: list[str] = []
-        self._file = tempfile.TemporaryFile(prefix="wardround-updates-")  # noqa: SIM115 - it goes with the spool
+        # Without a buffer, so that a full disk is told of here and leaves nothing to be written later.
+        self._file = tempfile.TemporaryFile(prefix="wardround-updates-", buffering=0)  # noqa: SIM115 - lives as long
 
     @property
     def updates(self) -> int:
@@ -77,8 +78,9 @@ class Spool:
         try:
             self._file.seek(whole)
             for part in parts:
-                self._file.write(np.ascontiguousarray(part, dtype=np.float32).tobytes())
-            self._file.flush()
+                left = memoryview(np.ascontiguousarray(part, dtype=np.float32)).cast("B")
+                while left:
+                    left = left[self._file.write(left) :]
         except OSError as error:
             self._file.truncate(whole)
             raise UpdateError(f"{site}: the update can't be kept for aggregation: {error.strerror}") from error

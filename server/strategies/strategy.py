@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, Self
 
 from common.job import Job
-from common.update import Tensors
+from common.update import Answer, Tensors
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,12 @@ class Update:
     metrics: Mapping[str, float] = field(default_factory=dict)
     staleness: int = 0
     base: Tensors | None = None
+
+    @classmethod
+    def of(cls, answer: Answer, staleness: int = 0, base: Tensors | None = None) -> Self:
+        """Return the update that a checked answer holds."""
+        steps = max(1, round(answer.metrics.get("train.steps", 1)))
+        return cls(answer.site, answer.tensors or {}, answer.examples, steps, answer.metrics, staleness, base)
 
 
 @dataclass(frozen=True)
