@@ -90,7 +90,6 @@ class RunningMean:
     def merge(self, other: RunningMean) -> None:
         """Add everything that was added to `other`, a mean of the same architecture."""
         self._carry()
-        other._carry()
         for (_, mine), (_, others) in zip(self._groups, other._groups, strict=True):
             mine.merge(others)
         for name, integers in self._integers.items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import Message, RecordDict
@@ -111,9 +111,9 @@ class Exchange:
                 roll_call = time.monotonic()
                 self._call_the_roll()
             some = False
-            for message_id in tuple(self.open):
-                for message in self.grid.pull_messages([message_id]):
-                    reply = self._read(message, message_id)
+            for wanted in self._turns():
+                for message in self.grid.pull_messages(wanted):
+                    reply = self._read(message, message.metadata.reply_to_message_id)
                     del message
                     if reply is not None:
                         some = True
@@ -124,6 +124,12 @@ class Exchange:
             pause = SHORTEST_PAUSE if some else min(LONGEST_PAUSE, pause * 1.05)
             if self.waiting and not some:
                 time.sleep(pause)
+
+    def _turns(self) -> Iterable[Iterable[str]]:
+        """What to ask the grid for, call by call, so that one reply at a time is in memory."""
+        if getattr(self.grid, "one_at_a_time", False):
+            return (self.open.keys(),) if self.open else ()
+        return [(message_id,) for message_id in self.open]
 
     def _call_the_roll(self) -> None:
         """See who is here; send (again) to those that have no message waiting."""

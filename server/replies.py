@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
 from common.errors import UpdateError
 from common.update import Answer, Request, Tensors, check_tensors
 from server.aggregation import MAX_WEIGHT
+from server.strategies.strategy import Gathering
 
 JUMP = 0.5
 """The largest relative change of a site's count of examples between rounds: data may be added, not conjured up."""
 JUMP_FLOOR = 10
+
+
+@dataclass(frozen=True)
+class Summed(Answer):
+    """An answer whose update was checked and summed where it was made, by a grid that `SumsUpdates`.
+
+    Only a grid in this process can make one: no wire carries it.
+    """
+
+
+@runtime_checkable
+class SumsUpdates(Protocol):
+    """A grid whose nodes sum the updates of a round among themselves."""
+
+    def take_sums(self) -> list[Gathering]:
+        """Return the sums of the exchange that has just closed; they are given once."""
 
 
 def check_answer(answer: Answer, request: Request, site: str) -> None:

@@ -24,7 +24,7 @@ from server.central import Central, CentralGathering
 from server.consent import gather, pause
 from server.criterion import build_criterion
 from server.records import Kept, RoundRecord, SiteRound, SiteStatus
-from server.replies import check_update
+from server.replies import Summed, SumsUpdates, check_update
 from server.strategies.mean import MeanStrategy
 from server.strategies.registry import build_strategy
 from server.strategies.strategy import Advance, Gathering, Strategy, Update
@@ -88,7 +88,7 @@ class RoundLoop:
         Raises JobError for a strategy or criterion that there is not, or that does not go with the job.
         """
         self._job, self._run, self._stopped, self._trains_only = job, run, stopped, trains_only
-        self._recorder = recorder
+        self._recorder, self._grid = recorder, grid
         self._asker = Asker(job, run, grid, node_ids, recorder, stopped, witnesses or NoWitnesses())
         self._strategy = build_strategy(job)
         self._criterion = build_criterion(job.aggregation.criterion)
@@ -160,6 +160,9 @@ class RoundLoop:
             self._asked(number),
             enough=self._enough,
         )
+        if isinstance(self._grid, SumsUpdates) and not isinstance(total, CentralGathering):
+            for partial in self._grid.take_sums():
+                total.merge(partial)
         share = self._share(record)
         problem = self._no_quorum(record, share)
         record = replace(record, share=share, score=self._criterion.score(list(record.sites)))
@@ -200,20 +203,10 @@ class RoundLoop:
         self._older = {old: model for old, model in self._older.items() if old in needed or old == number}
 
     def _add(self, answer: Answer, asked: Request, shared: Tensors, total: Gathering | CentralGathering) -> SiteStatus:
-        tensors = check_update(answer, shared, self._examples.get(answer.site))
-        behind = self._number + 1 - asked.number
-        base = self._older.get(asked.number) if behind else None
-        total.add(
-            Update(
-                answer.site,
-                tensors,
-                answer.examples,
-                max(1, round(answer.metrics.get("train.steps", 1))),
-                answer.metrics,
-                behind,
-                base,
-            )
-        )
+        if not isinstance(answer, Summed):
+            check_update(answer, shared, self._examples.get(answer.site))
+            behind = self._number + 1 - asked.number
+            total.add(Update.of(answer, behind, self._older.get(asked.number) if behind else None))
         self._examples[answer.site] = answer.examples
         return "trained"
 

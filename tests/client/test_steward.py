@@ -119,31 +119,31 @@ def test_a_job_that_is_not_named_clearly_is_not_decided_on(log, prefix, words):
 
 def test_a_run_that_cant_fit_is_refused_before_its_first_round_with_the_nearest_that_does(tmp_path):
     ledger = Ledger(tmp_path / "ledger.sqlite")
-    check_run(account(ledger, job(8.0)), PLAN, 1)
+    check_run(account(ledger, job(8.0)), "northfield", PLAN, 1)
     spend(ledger, job(), "before", 5)
     with pytest.raises(RefusedError, match="for life") as refusal:
-        check_run(account(ledger, job(8.0), limit=8.0), PLAN, 1)
+        check_run(account(ledger, job(8.0), limit=8.0), "northfield", PLAN, 1)
     nearest = float(str(refusal.value).rsplit("= ", 1)[1])
     assert 0 < nearest < 8
-    check_run(account(ledger, job(nearest), limit=8.0), PLAN, 1)
+    check_run(account(ledger, job(nearest), limit=8.0), "northfield", PLAN, 1)
     with pytest.raises(RefusedError):
-        check_run(account(ledger, job(nearest + 0.1), limit=8.0), PLAN, 1)
+        check_run(account(ledger, job(nearest + 0.1), limit=8.0), "northfield", PLAN, 1)
 
 
 def test_when_nothing_is_left_that_is_said(tmp_path):
     ledger = Ledger(tmp_path / "ledger.sqlite")
     spend(ledger, job(), "before", 9, noise=0.8)
     with pytest.raises(RefusedError, match="no job fits any more"):
-        check_run(account(ledger, job(8.0), limit=3.0), PLAN, 1)
+        check_run(account(ledger, job(8.0), limit=3.0), "northfield", PLAN, 1)
 
 
 def test_what_was_spent_on_a_collection_with_the_same_patients_counts(tmp_path):
     ledger = Ledger(tmp_path / "ledger.sqlite")
     entry = Entry("other", "before", "d", 1, "patient", 1e-5, Spending(0.9, 0.3, 60), split="test", purpose="metrics")
     ledger.spend(entry, run_limit=1e3, life_limit=1e3)
-    check_run(account(ledger, job(4.0), limit=5.0), PLAN, 1)
+    check_run(account(ledger, job(4.0), limit=5.0), "northfield", PLAN, 1)
     with pytest.raises(RefusedError, match="for life"):
-        check_run(account(ledger, job(4.0), limit=5.0, sharing=("other",)), PLAN, 1)
+        check_run(account(ledger, job(4.0), limit=5.0, sharing=("other",)), "northfield", PLAN, 1)
 
 
 @settings(max_examples=6, deadline=None)

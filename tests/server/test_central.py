@@ -13,6 +13,7 @@ from client.policy import Policy, check_job
 from common.errors import RefusedError
 from common.job import parse_job
 from common.trust import who_is_trusted
+from server.strategies.fedavg import FedAvg
 from server.central import Central, ClippedSum, split_noise
 from server.execution import execute
 from server.registry import Registry
@@ -88,9 +89,10 @@ def test_the_noise_has_the_size_that_was_paid_for():
 
 
 def test_a_run_keeps_its_epsilon_and_it_is_that_of_the_gaussian_mechanism():
-    central = Central(job(rounds=10))
+    wanted = job(rounds=10)
+    central = Central(wanted, FedAvg(wanted))
     for number in range(1, 11):
-        total = central.begin(MODEL)
+        total = ClippedSum(MODEL, central.clip_norm)
         total.add(moved(0.5), 1, "s0")
         _, last = central.finish(total, number)
     mu = math.sqrt(10) / last.noise_multiplier
@@ -108,9 +110,10 @@ def test_the_count_and_the_sum_together_cost_what_is_accounted():
 
 def test_the_adaptive_clip_norm_comes_to_the_quantile_of_the_updates():
     lengths = np.linspace(0.5, 4.5, 41)
-    central = Central(job("adaptive", rounds=60, sites=41, epsilon=900.0, clip=0.1))
+    wanted = job("adaptive", rounds=60, sites=41, epsilon=900.0, clip=0.1)
+    central = Central(wanted, FedAvg(wanted))
     for number in range(1, 61):
-        total = central.begin(MODEL)
+        total = ClippedSum(MODEL, central.clip_norm)
         for seed, length in enumerate(lengths):
             total.add(moved(length, seed), 1, "s")
         central.finish(total, number)

@@ -1,0 +1,96 @@
+"""The hospitals of a population at work on one job: made when they are first asked, with what they remember."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from client.memory import Memory, OpenMemory
+from common.job import Job
+from common.privacy import Spending
+from common.update import Tensors
+from simulations.faults import Fault, interference, strength_of, with_wrong_labels
+from simulations.members import Member, OpenAccount, Population, Workshop
+
+RESIDENT = 512
+"""Most hospitals whose cases are held between rounds."""
+AFTER_ALL = 10**9
+"""A round after all rounds."""
+
+
+@dataclass
+class Members:
+    """The hospitals of a population at work on one job, made when they are first asked."""
+
+    job: Job
+    population: Population
+    device: torch.device
+    faults: Sequence[Fault] = ()
+    joins: Mapping[str, int] = field(default_factory=dict)
+    accounts: dict[str, OpenAccount] = field(default_factory=dict)
+    memories: dict[str, Memory] = field(default_factory=dict)
+    _workshop: Workshop | None = None
+    _resident: OrderedDict[str, Member] = field(default_factory=OrderedDict)
+
+    def member(self, name: str) -> Member:
+        """Return a hospital, with its account and its memory as they stand."""
+        if name in self._resident:
+            self._resident.move_to_end(name)
+            return self._resident[name]
+        if self._workshop is None:
+            self._workshop = Workshop.of(self.job, self.device)
+        hospital = self.population[name]
+        if wrong := strength_of(self.faults, "label-flip", name):
+            hospital = with_wrong_labels(hospital, wrong, self.job.task.labels, self.job.seed)
+        member = Member(
+            hospital,
+            self._workshop,
+            self.accounts.setdefault(name, OpenAccount(self.job)),
+            self.memories.setdefault(name, OpenMemory()),
+            interference(self.job, name, self.faults, self.joins.get(name, 1)),
+        )
+        self._resident[name] = member
+        if len(self._resident) > RESIDENT:
+            self._resident.popitem(last=False)
+        return member
+
+    def memory(self, name: str) -> Tensors:
+        """Return what a strategy left at a hospital."""
+        found = self.memories.get(name)
+        return found.read(AFTER_ALL) if found is not None else {}
+
+    def remembered(self) -> tuple[Tensors, Any]:
+        """Return what the hospitals remember, for a checkpoint: tensors, and what is written as JSON."""
+        tensors = {
+            f"{name}/{key}": tensor
+            for name, memory in self.memories.items()
+            for key, tensor in memory.read(AFTER_ALL).items()
+        }
+        spent = {
+            name: {
+                split: [[purpose, one.noise_multiplier, one.sample_rate, one.steps] for purpose, one in entries]
+                for split, entries in account.spendings.items()
+            }
+            for name, account in self.accounts.items()
+            if account.spendings
+        }
+        return tensors, spent
+
+    def remember(self, number: int, tensors: Tensors, spent: Any) -> None:
+        """Take back what `remembered` gave after round `number`."""
+        by_site: dict[str, Tensors] = {}
+        for key, tensor in tensors.items():
+            name, rest = key.split("/", 1)
+            by_site.setdefault(name, {})[rest] = tensor
+        for name, found in by_site.items():
+            self.memories.setdefault(name, OpenMemory()).write(number, found)
+        for name, splits in spent.items():
+            entries = {
+                split: [(purpose, Spending(noise, rate, steps)) for purpose, noise, rate, steps in rows]
+                for split, rows in splits.items()
+            }
+            self.accounts[name] = OpenAccount(self.job, entries)
