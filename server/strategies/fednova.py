@@ -36,7 +36,7 @@ class FedNova(MeanStrategy):
             raise JobError('strategy "fednova": training.momentum and aggregation.proximal_mu do not go together')
         if pull >= 2:
             raise JobError(
-                f'strategy "fednova": learning_rate x proximal_mu is {pull:g}, and at 2 or more steps lead ever farther '
+                f'strategy "fednova": learning_rate x proximal_mu is {pull:g}, and from 2 on steps lead ever farther '
                 "away: make one of them smaller"
             )
         if training.averaging > 0:

@@ -75,7 +75,8 @@ class Median(RobustStrategy):
 
     def combine(self, spool: Spool) -> np.ndarray:
         """Return the coordinates' medians."""
-        return _by_column(spool, lambda block: np.median(block.astype(np.float64), axis=0))
+        middle = slice((spool.updates - 1) // 2, spool.updates // 2 + 1)
+        return _by_column(spool, lambda block: _mean(np.sort(block, axis=0)[middle]))
 
 
 class TrimmedMean(RobustStrategy):
@@ -90,8 +91,8 @@ class TrimmedMean(RobustStrategy):
         """Return the coordinates' trimmed means."""
         beta, updates = cast(strategies.TrimmedMean, self.parameters).beta, spool.updates
         cut = min(math.ceil(round(beta * updates, 9)), (updates - 1) // 2)
-        kept = slice(cut, spool.updates - cut)
-        return _by_column(spool, lambda block: np.sort(block.astype(np.float64), axis=0)[kept].mean(axis=0))
+        kept = slice(cut, updates - cut)
+        return _by_column(spool, lambda block: _mean(np.sort(block, axis=0)[kept]))
 
 
 class Krum(RobustStrategy):
@@ -116,9 +117,7 @@ class Krum(RobustStrategy):
     def averaged(self, spool: Spool, count: int) -> np.ndarray:
         """Return the mean of the `count` updates with the best scores."""
         best = np.sort(np.argsort(scores(distances(spool), self.f), kind="stable")[:count])
-        if count == 1:
-            return _by_column(spool, lambda block: block[best[0]].astype(np.float64))
-        return _by_column(spool, lambda block: block[best].astype(np.float64).mean(axis=0))
+        return _by_column(spool, lambda block: _mean(block[best]))
 
 
 class MultiKrum(Krum):
@@ -164,7 +163,7 @@ class Bulyan(Krum):
             values = np.sort(block[picked].astype(np.float64), axis=0)
             away = np.abs(values - np.median(values, axis=0))
             nearest = np.argsort(away, axis=0, kind="stable")[:near]
-            return np.asarray(np.take_along_axis(values, nearest, axis=0).mean(axis=0))
+            return _mean(np.take_along_axis(values, nearest, axis=0))
 
         return _by_column(spool, around_the_median)
 
@@ -184,6 +183,11 @@ def scores(between: np.ndarray, f: int) -> np.ndarray:
     """Return each update's Krum score: the sum of its squared distances to the n - f - 2 nearest others."""
     others = max(1, len(between) - f - 2)
     return np.asarray(np.sort(between, axis=1)[:, 1 : others + 1].sum(axis=1))  # the first is an update's own 0
+
+
+def _mean(rows: np.ndarray) -> np.ndarray:
+    """The mean over rows in float64; of zeros that are all negative it is that, too."""
+    return np.asarray(np.add.reduce(rows, axis=0, dtype=np.float64, initial=-0.0) / len(rows))
 
 
 def _by_column(spool: Spool, of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:

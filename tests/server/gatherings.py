@@ -16,13 +16,13 @@ def named_sites(count):
     return [f"site-{number:02d}" for number in range(count)]
 
 
-def job_with(strategy, sites=8, aggregation="", parameters="", training="", rest=""):
+def job_with(strategy, sites=8, aggregation="", parameters="", training="", momentum=0, rate=0.1):
     """A job; the texts are lines of TOML for its sections."""
     names = ", ".join(f'"{name}"' for name in named_sites(sites))
     return parse_job(
         f'name = "j"\nsites = [{names}]\n[task]\nlabels = ["n", "p"]\n[data]\ncollection = "c"\n'
-        f"[training]\nlearning_rate = 0.1\nmomentum = 0\n{training}\n"
-        f'[aggregation]\nstrategy = "{strategy}"\n{aggregation}\n[aggregation.parameters]\n{parameters}\n{rest}\n'
+        f"[training]\nlearning_rate = {rate}\nmomentum = {momentum}\n{training}\n"
+        f'[aggregation]\nstrategy = "{strategy}"\n{aggregation}\n[aggregation.parameters]\n{parameters}\n'
     )
 
 
