@@ -11,6 +11,7 @@ import torch
 from client.catalog import Catalog
 from client.dataset import open_cases
 from client.evaluation import Split
+from client.scaling import scaled
 from common.errors import RefusedError
 from common.job import Job
 from common.networks import build_network, local_names
@@ -55,10 +56,8 @@ def set_up(catalog: Catalog, job: Job, cache: Path, device: torch.device) -> Ben
     collection = job.data.collection
     digest, task = catalog.digest(collection), build_task(job.task)
     names = ("train", *(name for name in ("validation", "test") if catalog.cases(collection, name)))
-    splits = {}
-    for name in names:
-        cases = open_cases(catalog, job.data, name, cache)
-        splits[name] = Split(cases, task.target(cases.labels))
+    opened = {name: open_cases(catalog, job.data, name, cache) for name in names}
+    splits = {name: Split(cases, task.target(cases.labels)) for name, cases in scaled(opened, job.data).items()}
     # With privacy on, to refuse would tell of single patients; and DP-SGD does no harm with one class.
     if not job.private and len(set(splits["train"].cases.labels)) < 2:
         raise RefusedError("the training split has one class only")

@@ -72,7 +72,10 @@ def enrol(
 
 @app.command("import")
 def import_(
-    folder: Annotated[Path, typer.Argument(help="A folder of DICOM, NIfTI, PNG or JPEG files, read recursively.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(help="A folder of DICOM, NIfTI, PNG or JPEG files, read recursively; or a table: one CSV file."),
+    ],
     collection: Annotated[str, typer.Option(help="The collection's name, as jobs will call it.")],
     labels: Annotated[
         Path | None, typer.Option(help="CSV with a patient, study or file column and a label column.")
@@ -89,7 +92,10 @@ def import_(
     key_column: Annotated[
         str | None, typer.Option(help="The label file's key column (default: patient, study or file, as it has).")
     ] = None,
-    label_column: Annotated[str, typer.Option(help="The label file's column of labels.")] = "label",
+    label_column: Annotated[str, typer.Option(help="The label file's, or the table's, column of labels.")] = "label",
+    column: Annotated[
+        list[str] | None, typer.Option(help="A table's columns of features (repeatable; default: all that can be).")
+    ] = None,
     patient_from: Annotated[
         PatientFrom, typer.Option(help='Whose image a PNG, JPEG or NIfTI is: each "file" a patient, or each "folder".')
     ] = PatientFrom.FILE,
@@ -98,9 +104,13 @@ def import_(
     kit: KitOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Index a folder of images under pseudonyms. Nothing is copied, nothing leaves; importing again is safe.
+    """Index a folder of images, or the rows of a table, under pseudonyms. Nothing leaves; importing again is safe.
+
+    Images stay where they are. Of a table the kit gets a record a row, without columns that name people or hold free
+    text; a column "patient" says whose a row is, and a row that lacks a value is refused.
 
     Example: wardround site import --collection chest-xray /data/chest --labels labels.csv
+             wardround site import --collection heart heart.csv --label-column disease --column age --column sex
     """
     from client.intake.importer import ImportOptions, import_folder
     from client.record import site_log
@@ -113,6 +123,7 @@ def import_(
         label_column=label_column,
         patient_from="folder" if patient_from is PatientFrom.FOLDER else "file",
         modalities=tuple(modality or ()),
+        columns=tuple(column or ()),
         seed=seed,
     )
     report = import_folder(found.folder, collection, folder, labels, options=options, progress=None)

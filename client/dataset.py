@@ -27,6 +27,7 @@ from client.catalog import Case, Catalog
 from client.intake.formats import PROBE, format_named
 from client.intake.image import FileRefusedError, Pixels
 from client.intake.intensity import with_channels
+from client.intake.table import read_values, vector
 from common.errors import DataError
 from common.files import sha256_file
 from common.job import DataSection
@@ -38,8 +39,8 @@ _VERSION = 1
 class CaseSet:
     """The decoded cases of one split.
 
-    Shapes: images (N, C, *size) float32 in [0, 1], mapped read-only from the cache; labels N; patients (N,) int64, from
-    0 to patient_count - 1.
+    Shapes: images (N, C, *size) float32 in [0, 1], mapped read-only from the cache, or for tables (N, F) float32 of any
+    range; labels N; patients (N,) int64, from 0 to patient_count - 1.
     """
 
     images: npt.NDArray[np.float32]
@@ -87,7 +88,7 @@ def open_cases(
             f'the collection "{job_data.collection}" has {unlabelled} images without a label in its {split} split: '
             "import their folder with --labels"
         )
-    groups = _volumes(cases) if len(job_data.size) == 3 else _files(cases)
+    groups = _volumes(cases) if len(job_data.size) == 3 and not job_data.table else _files(cases)
     images = _cached(_name(catalog, job_data, split), groups, job_data, cache, progress)
     owners = [group.members[0] for group in groups for _ in range(group.cases)]
     index = {patient: at for at, patient in enumerate(dict.fromkeys(owner.patient for owner in owners))}
@@ -121,6 +122,8 @@ def _volumes(cases: Sequence[Case]) -> list[_Group]:
 def _name(catalog: Catalog, job_data: DataSection, split: str) -> tuple[str, str]:
     """The cache file's name without its ending, as (what it is for, digest of what it is made of)."""
     form = "x".join(map(str, (*job_data.size, job_data.channels)))
+    if job_data.table:
+        form = hashlib.sha256(json.dumps(job_data.features).encode()).hexdigest()[:12]
     made_of = json.dumps([catalog.digest(job_data.collection), split, form, _VERSION, PROBE])
     return f"{job_data.collection}-{split}-{form}-", hashlib.sha256(made_of.encode()).hexdigest()[:32]
 
@@ -132,7 +135,9 @@ def _cached(
     cache: Path,
     progress: Callable[[int, int], None] | None,
 ) -> npt.NDArray[np.float32]:
-    shape = (sum(group.cases for group in groups), job_data.channels, *job_data.size)
+    count = sum(group.cases for group in groups)
+    form = (len(job_data.features),) if job_data.table else (job_data.channels, *job_data.size)
+    shape = (count, *form)
     path = cache / f"{''.join(name)}.npy"
     try:
         cache.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -204,17 +209,33 @@ def _decoded(groups: Sequence[_Group], job_data: DataSection) -> Iterator[Pixels
         kind = format_named(first.format)
         count = 0
         try:
+            if job_data.table:
+                count += 1
+                yield _row(first, job_data.features)
+                continue
             if len(job_data.size) == 3 and kind.volume is not None:
                 images: Iterator[Pixels] = iter([kind.volume([case.image for case in group.members])])
             else:
                 images = kind.frames(first.image)
             for image in images:
                 count += 1
-                yield _resized(with_channels(image, job_data.channels), job_data.size)
+                yield as_case(image, job_data)
         except FileRefusedError as error:
             raise DataError(f"{first.image}: {error}") from error
         if count != group.cases:
             raise DataError(f"{first.image}: it has {count} frames, but had {group.cases}: import its folder again")
+
+
+def _row(case: Case, features: Sequence[str]) -> Pixels:
+    """The features of one row, (F,). Raises FileRefusedError for an image."""
+    if case.format != "table":
+        raise FileRefusedError("an image is no row of a table: leave data.features out")
+    return vector(read_values(case.image), features)
+
+
+def as_case(image: Pixels, job_data: DataSection) -> Pixels:
+    """Return an image or volume (*extent, C) in the form that the job wants: (C, *size)."""
+    return _resized(with_channels(image, job_data.channels), job_data.size)
 
 
 def _check_unchanged(case: Case) -> None:

@@ -33,7 +33,7 @@ log = logging.getLogger("wardround.site")
 
 
 Counts = Callable[[str, int, Callable[[], None]], Count]
-"""Returns the count that may leave of so many units, for a key of data and unit; the third pays, before noise is drawn."""
+"""Returns the count that may leave of so many units, for a key of data and unit; the third pays before noise comes in."""
 AT_THE_END = 10**9
 """A round after all rounds: what the site keeps now."""
 

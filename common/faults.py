@@ -17,7 +17,7 @@ def explain(error: ValidationError, model: type[BaseModel], source: str, text: s
     meanings = dict(meanings_of(model))
     lines: dict[tuple[str, str], str] = {}
     for fault in error.errors():  # a wrong item makes the whole array wrong too: the first fault of a key is the cause
-        place = _line_of(text, fault["loc"])
+        place = line_of(text, fault["loc"])
         lines.setdefault((place, _key_of(fault)), f"{source}{place}: {_explain_one(fault, meanings)}")
     return "\n".join(lines.values())
 
@@ -68,7 +68,7 @@ def _nearest(key: str, known: list[str]) -> str:
     return last[close[0]] if close else ""
 
 
-def _line_of(text: str, location: Location) -> str:
+def line_of(text: str, location: Location) -> str:
     """`:LINE` of the key, else of the table that it is in, else nothing."""
     best_depth, best_line = 0, 0
     for number, place in _places(text):

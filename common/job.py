@@ -81,6 +81,8 @@ class DataSection(Section):
                 'means and deviations need one value for each feature with scale = "standard", and none without: '
                 f"{wanted} are expected, got {len(self.means)} and {len(self.deviations)}"
             )
+        if self.scale == "site" and not self.table:
+            raise ValueError('scale = "site" is for tables: images have "unit" and "standard"')
         if self.table and self.augment != "none":
             raise ValueError('augment is for images: leave it out, or set it to "none"')
         return self

@@ -41,10 +41,14 @@ Builder = Callable[[int, int, int, Parameters], nn.Module]
 
 @dataclass(frozen=True)
 class Architecture:
-    """A network that a job can name: how it is built, and the parameters that a job may give it."""
+    """A network that a job can name: how it is built, the parameters that a job may give it, and what it is for.
+
+    One for tables is built with 1 dimension and as many channels as there are features.
+    """
 
     build: Builder
     parameters: tuple[str, ...] = ()
+    table: bool = False
 
 
 def small_cnn(
@@ -59,6 +63,29 @@ def small_cnn(
         layers += [convolution(inner, outer, 3, padding=1), _group_norm(outer), nn.ReLU(), pool(2)]
     network = nn.Sequential(*layers, mean(1), nn.Flatten(), nn.Linear(2 * width, outputs))
     return standardise_weights(network) if weight_standardisation else network
+
+
+def linear(features: int, outputs: int) -> nn.Module:
+    """Return logistic regression: one linear layer, as torch initialises it."""
+    return nn.Linear(features, outputs)
+
+
+def mlp(features: int, outputs: int, *, hidden: int = 32, depth: int = 2, dropout: float = 0.0) -> nn.Module:
+    """Return `depth` hidden layers of `hidden` values with ReLU, and a linear layer."""
+    if hidden < 1 or depth < 1 or not 0 <= dropout < 1:
+        raise ValueError("hidden and depth must be at least 1, dropout from 0 to under 1")
+    layers: list[nn.Module] = []
+    for inner in (features, *(hidden for _ in range(depth - 1))):
+        layers += [nn.Linear(inner, hidden), nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
+    return nn.Sequential(*layers, nn.Linear(hidden, outputs))
+
+
+def _linear(dimensions: int, channels: int, outputs: int, _: Parameters) -> nn.Module:
+    return linear(channels, outputs)
+
+
+def _mlp(dimensions: int, channels: int, outputs: int, parameters: Parameters) -> nn.Module:
+    return mlp(channels, outputs, **parameters)  # type: ignore[arg-type]
 
 
 def _monai(name: str, **fixed: object) -> Builder:
@@ -117,6 +144,8 @@ NETWORKS: dict[str, Architecture] = {
         ),
     ),
     "efficientnet-b0": Architecture(_efficientnet_b0),
+    "linear": Architecture(_linear, table=True),
+    "mlp": Architecture(_mlp, ("hidden", "depth", "dropout"), table=True),
 }
 """To add a network: one line. A third party's comes by entry point: an `Architecture` in the group ENTRY_POINTS."""
 
@@ -131,6 +160,12 @@ def build_network(job: Job, outputs: int) -> nn.Module:
         it can't work on images of the job's size.
     """
     architecture = _architecture(job.network.name)
+    if architecture.table != job.data.table:
+        fit = ", ".join(name for name, one in NETWORKS.items() if one.table == job.data.table)
+        raise JobError(
+            f'"network.name": {job.network.name} is for {"tables" if architecture.table else "images"}, '
+            f"and the job has {'a table (data.features)' if job.data.table else 'images'}: choose one of {fit}"
+        )
     _check_parameters(job, architecture)
     _check_shape(job, architecture, outputs)
     with torch.random.fork_rng(devices=[]):
@@ -139,6 +174,8 @@ def build_network(job: Job, outputs: int) -> nn.Module:
 
 
 def _assembled(job: Job, architecture: Architecture, outputs: int) -> nn.Module:
+    if job.data.table:
+        return make_private_ready(architecture.build(1, len(job.data.features), outputs, job.network.parameters))
     network = architecture.build(len(job.data.size), job.data.channels, outputs, job.network.parameters)
     made = make_private_ready(network)
     return Standardised(made) if job.data.scale == "standard" else made
@@ -171,7 +208,8 @@ def _check_shape(job: Job, architecture: Architecture, outputs: int) -> None:
     if sum(parameter.numel() for parameter in network.parameters()) > MAX_PARAMETERS:
         raise JobError(f'"network.parameters": they make {name} larger than {MAX_PARAMETERS:,} weights')
     try:
-        found = network(torch.empty(2, job.data.channels, *size, device="meta"))
+        form = (len(job.data.features),) if job.data.table else (job.data.channels, *size)
+        found = network(torch.empty(2, *form, device="meta"))
     except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise JobError(f'"data.size": {name} can\'t work on images of {size}: {_first_line(error)}') from error
     if tuple(found.shape) != (2, outputs):

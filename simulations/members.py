@@ -21,6 +21,7 @@ from client.evaluation import Split
 from client.memory import Memory
 from client.policy import Policy
 from client.privacy.ledger import Purpose, calibrate
+from client.scaling import scaled
 from client.training import Plan
 from client.visit import Visit
 from common.errors import RefusedError, WardroundError
@@ -149,9 +150,9 @@ class Member:
         """The splits with their targets. Raises DataError for a label that the job does not name."""
         if self._splits is None:
             target = self.workshop.task.target
-            self._splits = {
-                name: Split(cases, target(cases.labels)) for name, cases in self.hospital.splits.items() if cases.labels
-            }
+            known = {name: cases for name, cases in self.hospital.splits.items() if cases.labels}
+            cases_of = scaled(known, self.workshop.job.data)
+            self._splits = {name: Split(cases, target(cases.labels)) for name, cases in cases_of.items()}
         return self._splits
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from client.intake import dicom, nifti, raster, series
+from client.intake import dicom, nifti, raster, series, table
 from client.intake.image import FileRefusedError, Format
 
 FORMATS = (
     Format("dicom", dicom.matches, dicom.inspect, dicom.frames, series.volume),
     Format("raster", raster.matches, raster.inspect, raster.frames),
     Format("nifti", nifti.matches, nifti.inspect, nifti.frames, nifti.volume),
+    Format("table", table.matches, table.inspect, table.frames),
 )
 PROBE = 1
 """Raised whenever reading a file yields other facts or pixels: files are then read, and caches made, anew."""

@@ -28,6 +28,7 @@ from client.intake.image import FileRefusedError
 from client.intake.labels import Labels, file_key, read_labels
 from client.intake.options import DEFAULT_FRACTIONS, DEFAULT_SEED, ImportOptions
 from client.intake.report import Flag, ImportReport, Refusal, write_report
+from client.intake.table import forget_others, is_table, take_apart
 from common.errors import DataError, UsageError
 from common.files import sha256_file
 
@@ -47,7 +48,7 @@ def import_folder(
     options: ImportOptions | None = None,
     progress: Progress | None = None,
 ) -> ImportReport:
-    """Import `folder` and all below it into `collection`, and return the report (also written under reports/).
+    """Import `folder` and all below it, or one table, into `collection`; return the report (also under reports/).
 
     The collection then holds, of this folder, exactly what the report says; of other folders, what it held. Without
     `labels`, files that are already in keep theirs. `progress` is called with (files done, files in all).
@@ -63,10 +64,34 @@ def import_folder(
     """
     if not _NAME.fullmatch(collection):
         raise UsageError(f'"{collection}" is no name for a collection: letters, digits, ".", "_" and "-", at most 64')
+    options = options or ImportOptions()
     with _alone(kit_folder):
-        intake = _prepare(kit_folder, collection, folder, labels, options or ImportOptions())
+        if is_table(folder):
+            return _import_table(kit_folder, collection, folder, labels, options, progress)
+        intake = _prepare(kit_folder, collection, folder, labels, options)
         records = intake.decided(intake.read(progress))
         return intake.commit(records)
+
+
+def _import_table(
+    kit_folder: Path,
+    collection: str,
+    table: Path,
+    labels: Path | None,
+    options: ImportOptions,
+    progress: Progress | None,
+) -> ImportReport:
+    """Take a table apart, import its rows, and forget those that it no longer has."""
+    if labels is not None:
+        raise UsageError(f"{labels}: a table has its labels in a column of its own: leave --labels out")
+    parts = take_apart(
+        table, kit_folder, collection, open_pseudonyms(kit_folder),
+        label_column=options.label_column, columns=options.columns,
+    )  # fmt: skip
+    intake = _prepare(kit_folder, collection, parts.folder, parts.labels, options, keep=set(parts.labels.rows))
+    report = intake.commit(intake.decided(intake.read(progress)))
+    forget_others(parts)
+    return report
 
 
 @dataclass(frozen=True)
@@ -157,18 +182,28 @@ class _Intake:
         )
 
 
-def _prepare(kit_folder: Path, collection: str, folder: Path, labels: Path | None, options: ImportOptions) -> _Intake:
+def _prepare(
+    kit_folder: Path,
+    collection: str,
+    folder: Path,
+    labels: Path | Labels | None,
+    options: ImportOptions,
+    *,
+    keep: set[str] | None = None,
+) -> _Intake:
     started = time.monotonic()
     catalog = Catalog(kit_folder / CATALOG_FILE)
     catalog.check()
     listing = list_folder(folder)
+    if keep is not None:  # what else is there are rows that the table no longer has
+        listing = replace(listing, files=[file for file in listing.files if file.path in keep])
     if not listing.files and not listing.refused:
         raise DataError(f"{folder}: the folder has no file: is it the right one, and is it mounted?")
     pseudonyms = open_pseudonyms(kit_folder)
     settings = _settings(catalog, collection, options, pseudonyms)
     known, root = catalog.records(collection), os.path.realpath(folder)
-    table = None if labels is None else _labels(labels, options, pseudonyms, listing)
-    inside = "" if labels is None else os.path.relpath(os.path.realpath(labels), root)
+    table = _labels(labels, options, pseudonyms, listing) if isinstance(labels, Path) else labels
+    inside = os.path.relpath(os.path.realpath(labels), root) if isinstance(labels, Path) else ""
     labelled = any(record.label is not None for record in known)
     return _Intake(
         kit_folder, collection, folder, catalog, settings,

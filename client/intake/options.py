@@ -19,7 +19,8 @@ class ImportOptions:
     `key_column` and `label_column` name the label file's columns. `patient_from` says whose a file is that names no
     patient (PNG, JPEG, NIfTI): its own ("file"), or its top folder's ("folder"). `fractions` (train, validation, test)
     and `seed` make the splits of a new collection (None: 0.7, 0.15, 0.15 and 0); they can't change later.
-    `modalities` are the DICOM modalities to take; none means all.
+    `modalities` are the DICOM modalities to take; none means all. `columns` are the features to take of a table; none
+    means all that are numbers or a few words.
     """
 
     allow_identified: bool = False
@@ -30,6 +31,7 @@ class ImportOptions:
     fractions: tuple[float, float, float] | None = None
     seed: int | None = None
     modalities: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise UsageError for values that make no sense."""

@@ -1,0 +1,32 @@
+"""Brings the features of tables to a common scale, by public constants or by the site's own training split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from client.dataset import CaseSet
+from common.job import DataSection
+
+
+def scaled(splits: Mapping[str, CaseSet], data: DataSection) -> dict[str, CaseSet]:
+    """Return the splits of a table as the job wants them scaled; images are as they are.
+
+    "standard": (x - mean) / deviation by the job's constants. "site": by mean and standard deviation (of a sample, N - 1)
+    of the training split, the same for all splits; a feature that is the same for all becomes 0.
+    """
+    if not data.table or data.scale == "unit":
+        return dict(splits)
+    if data.scale == "standard":
+        mean, deviation = np.array(data.means), np.array(data.deviations)
+    else:
+        training = splits["train"].images.astype(np.float64)
+        mean = training.mean(axis=0)
+        deviation = training.std(axis=0, ddof=1) if len(training) > 1 else np.zeros_like(mean)
+        deviation = np.where(deviation > 0, deviation, np.inf)
+    return {
+        name: replace(cases, images=((cases.images - mean) / deviation).astype(np.float32))
+        for name, cases in splits.items()
+    }
