@@ -10,9 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 from common.job import Job
-from common.strategies import Ditto, FedRep
-
-CYCLIC = "cyclic"
+from common.strategies import Cyclic, Ditto, FedRep
 
 
 def chosen(job: Job, number: int) -> tuple[str, ...]:
@@ -20,8 +18,9 @@ def chosen(job: Job, number: int) -> tuple[str, ...]:
 
     All of them; or `aggregation.sites_per_round`, drawn without replacement; or, for strategy "cyclic", one, in turn.
     """
-    if job.aggregation.strategy == CYCLIC:
-        return (job.sites[(number - 1) % len(job.sites)],)
+    if isinstance(cyclic := job.aggregation.known_parameters, Cyclic):
+        cycle, place = divmod(number - 1, len(job.sites))
+        return (job.sites[_order(job.seed, cycle, len(job.sites))[place] if cyclic.shuffle else place],)
     wanted = job.aggregation.sites_per_round
     if wanted is None or wanted >= len(job.sites):
         return job.sites
@@ -31,7 +30,7 @@ def chosen(job: Job, number: int) -> tuple[str, ...]:
 def rounds_of(job: Job, site: str, first: int) -> int:
     """Return in how many rounds, from round `first` to the last, `site` takes part."""
     rounds = job.aggregation.rounds
-    if job.aggregation.strategy != CYCLIC and job.aggregation.sites_per_round is None:
+    if not isinstance(job.aggregation.known_parameters, Cyclic) and job.aggregation.sites_per_round is None:
         return max(0, rounds - first + 1)
     return sum(site in chosen(job, number) for number in range(first, rounds + 1))
 
@@ -62,6 +61,11 @@ def evaluations_from(job: Job, site: str, first: int) -> int:
     """Return how often `site` evaluates on "validation" from round `first` on, the last model included."""
     rounds = range(first, job.aggregation.rounds + 1)
     return 1 + sum(evaluates(job, number) and site in chosen(job, number) for number in rounds)
+
+
+@lru_cache(maxsize=64)
+def _order(seed: int, cycle: int, sites: int) -> tuple[int, ...]:
+    return tuple(int(place) for place in np.random.default_rng([seed, cycle, sites]).permutation(sites))
 
 
 @lru_cache(maxsize=4096)

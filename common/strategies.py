@@ -136,6 +136,12 @@ class FedBuff(Parameters):
     a: float = Field(0.5, ge=0, le=10, description="an update that is s models old counts by (1 + s)^-a")
 
 
+class Cyclic(Parameters):
+    """Chang et al. 2018."""
+
+    shuffle: bool = Field(False, description="whether each cycle has an order of its own, drawn from the seed")
+
+
 PARAMETERS: dict[str, type[Parameters]] = {
     "fedavg": FedAvg,
     "fedprox": FedProx,
@@ -157,7 +163,7 @@ PARAMETERS: dict[str, type[Parameters]] = {
     "bulyan": Krum,
     "norm-bound": NormBound,
     "fedbuff": FedBuff,
-    "cyclic": Parameters,
+    "cyclic": Cyclic,
 }
 """The strategies that come with Ward Round. One from elsewhere checks its parameters itself."""
 

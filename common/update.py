@@ -25,6 +25,8 @@ Tensors = dict[str, np.ndarray]
 
 MODEL, JOB, ROUND, UPDATE, METRICS, REPORT = "model", "job", "round", "update", "metrics", "report"
 CONTROL = "control"
+COUNTED = "rounds/counted"
+"""In a request's `control`, int64 by the job's sites: the round of each site whose update was the last that counted."""
 WITNESS, HEAD, BASIS = "witness", "head", "basis"
 PACKED, SAFETENSORS = "tensors", "safetensors"
 MAX_TEXT = 2000
@@ -78,6 +80,20 @@ class Answer:
     def metrics(self) -> dict[str, float]:
         """The numbers by their names in `METRIC_FIELDS`."""
         return self.numbers.flat()
+
+
+def round_before(request: Request, site: str) -> int:
+    """Return the round under which `site` finds what it kept after its last update that counted.
+
+    Where the strategy says which that was, the one after it; else the round that is asked for. Raises UpdateError when
+    what it says does not fit the job.
+    """
+    counted = request.control.get(COUNTED)
+    if counted is None:
+        return request.number
+    if counted.shape != (len(request.job.sites),) or counted.dtype != np.int64:
+        raise UpdateError("the coordinator's control does not fit the job's sites")
+    return min(int(counted[request.job.sites.index(site)]) + 1, request.number)
 
 
 def encode_tensors(tensors: Mapping[str, np.ndarray]) -> ArrayRecord:
@@ -145,9 +161,7 @@ def decode_request(content: RecordDict) -> Request:
         job=job,
         model=decode_tensors(model, "the coordinator's model"),
         witness=witness[:MAX_TEXT],
-        control=decode_tensors(content.array_records[CONTROL], "the coordinator's control")
-        if CONTROL in content
-        else {},
+        control=_control(content),
     )
 
 

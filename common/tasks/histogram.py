@@ -16,6 +16,7 @@ import numpy as np
 
 EDGES = np.array([0.01, 0.03, 0.08, 0.18, 0.34, 0.5, 0.66, 0.82, 0.92, 0.97, 0.99])
 BINS = len(EDGES) + 1
+MIDDLES = (np.concatenate([[0.0], EDGES]) + np.concatenate([EDGES, [1.0]])) / 2
 CALLED = int(np.searchsorted(EDGES, 0.5, side="left")) + 1
 """The first bin whose scores are all above 0.5."""
 REDRAWN = 400
@@ -57,6 +58,13 @@ def accuracy(bins: np.ndarray) -> float | None:
     """Return the share of the weight on the right side of 0.5."""
     right = bins[..., 1, CALLED:].sum(axis=-1) + bins[..., 0, :CALLED].sum(axis=-1)
     return _share(right, bins.sum(axis=(-1, -2)))
+
+
+def cross_entropy(bins: np.ndarray) -> float | None:
+    """Return the mean of -log p of what is true, p taken as the middle of the score's bin: a coarse loss, but a loss."""
+    losses = np.stack([-np.log1p(-MIDDLES), -np.log(MIDDLES)])
+    weight = bins.sum(axis=(-1, -2))
+    return max(0.0, float((bins * losses).sum(axis=(-1, -2)) / weight)) if weight > 0 else None
 
 
 def estimate(of: Callable[[np.ndarray], float | None], bins: np.ndarray, deviation: float) -> Estimate | None:
