@@ -115,8 +115,9 @@ class Classification:
         if self._two_classes:
             named |= {"accuracy": accuracy}
         found = {"patients": max(0.0, round(float(tally.values.sum(axis=(1, 2)).mean())))}
-        losses = [loss for bins in tally.values if (loss := cross_entropy(bins)) is not None]
-        found |= {"loss": float(np.mean(losses))} if losses else {}
+        losses = [estimate(cross_entropy, bins, tally.deviation) for bins in tally.values]
+        if known := _mean(losses, "loss"):
+            found["loss"] = known["loss"]
         for name, of in named.items():
             found |= _mean([estimate(of, bins, tally.deviation) for bins in tally.values], name)
         return found

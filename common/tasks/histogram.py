@@ -61,7 +61,7 @@ def accuracy(bins: np.ndarray) -> float | None:
 
 
 def cross_entropy(bins: np.ndarray) -> float | None:
-    """Return the mean of -log p of what is true, p taken as the middle of the score's bin: a coarse loss, but a loss."""
+    """Return the mean of -log p of what is true, p taken as the middle of the score's bin."""
     losses = np.stack([-np.log1p(-MIDDLES), -np.log(MIDDLES)])
     weight = bins.sum(axis=(-1, -2))
     return max(0.0, float((bins * losses).sum(axis=(-1, -2)) / weight)) if weight > 0 else None
