@@ -2,12 +2,14 @@
 variate, FedDyn's gradient, layers that are the site's own, Ditto's personal model.
 
 What was kept after an earlier round is read, not what the round itself left behind: a round that is asked for again,
-after a crash between keeping and answering, starts from where it started first.
+after a crash between keeping and answering, starts from where it started first. And a round whose answer did not count
+is as if it had not been, where the strategy says so (`common.update.round_before`).
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol
 
@@ -19,8 +21,6 @@ from common.files import write_atomically
 from common.update import Tensors
 
 FOLDER = "memory"
-KEPT = 2
-"""How many rounds' memories stay: the last, and the one before it, for a round that comes again."""
 
 
 class Memory(Protocol):
@@ -29,8 +29,11 @@ class Memory(Protocol):
     def read(self, before: int) -> Tensors:
         """Return what was kept after the last round under `before`; nothing if there was none."""
 
-    def write(self, number: int, tensors: Tensors) -> None:
-        """Keep `tensors` as what stands after round `number`."""
+    def write(self, number: int, tensors: Tensors, before: int | None = None) -> None:
+        """Keep `tensors` as what stands after round `number`, and what `read(before)` gave, from which it came.
+
+        `before`: by default `number` itself. All else is forgotten.
+        """
 
 
 class KitMemory:
@@ -60,21 +63,21 @@ class KitMemory:
                 f"{path}: what the run kept here can't be read ({error}): restore it, or remove it"
             ) from error
 
-    def write(self, number: int, tensors: Tensors) -> None:
-        """Keep `tensors`. Raises DataError when the disk can't take them."""
+    def write(self, number: int, tensors: Tensors, before: int | None = None) -> None:
+        """Keep `tensors`, and what `read(before)` gave. Raises DataError when the disk can't take them."""
         if not tensors:
             return
         path = self._path(number)
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_atomically(path, save(tensors), mode=0o600)
-            for old in sorted(self._numbers())[:-KEPT]:
+            for old in self._numbers() - _needed(self._numbers(), number, before):
                 self._path(old).unlink(missing_ok=True)
         except OSError as error:
             raise DataError(f"{path}: what the run keeps here can't be written ({error.strerror})") from error
 
-    def _numbers(self) -> list[int]:
-        return [int(path.stem.removeprefix("round-")) for path in self._folder.glob("round-*.safetensors")]
+    def _numbers(self) -> set[int]:
+        return {int(path.stem.removeprefix("round-")) for path in self._folder.glob("round-*.safetensors")}
 
     def _path(self, number: int) -> Path:
         return self._folder / f"round-{number:06d}.safetensors"
@@ -84,14 +87,20 @@ class OpenMemory:
     """Memory in this process, for simulated sites."""
 
     def __init__(self) -> None:
-        self._kept: dict[int, Tensors] = {}
+        self.kept: dict[int, Tensors] = {}
+        """What was kept, by the round after which it was."""
 
     def read(self, before: int) -> Tensors:
         """Return what was kept after the last round under `before`."""
-        return self._kept.get(max((number for number in self._kept if number < before), default=0), {})
+        return self.kept.get(max((number for number in self.kept if number < before), default=0), {})
 
-    def write(self, number: int, tensors: Tensors) -> None:
-        """Keep `tensors`."""
+    def write(self, number: int, tensors: Tensors, before: int | None = None) -> None:
+        """Keep `tensors`, and what `read(before)` gave."""
         if tensors:
-            last = max((old for old in self._kept if old < number), default=None)
-            self._kept = {old: self._kept[old] for old in (last,) if old is not None} | {number: tensors}
+            needed = _needed(self.kept, number, before)
+            self.kept = {old: kept for old, kept in self.kept.items() if old in needed} | {number: tensors}
+
+
+def _needed(numbers: Collection[int], number: int, before: int | None) -> set[int]:
+    """The rounds whose memory is still needed once `number` is kept, which came from the last one under `before`."""
+    return {number, max((old for old in numbers if old < (before or number)), default=number)}

@@ -27,13 +27,13 @@ from common.networks import load_tensors, tensors_of
 from common.privacy import Spending
 from common.release import Accounting, Evaluation, Numbers, Operation, Training
 from common.selection import chosen, evaluates, evaluations_from, steps_from, steps_of_round
-from common.update import Answer, Request, Tensors
+from common.update import Answer, Request, Tensors, round_before
 
 log = logging.getLogger("wardround.site")
 
 
 Counts = Callable[[str, int, Callable[[], None]], Count]
-"""Returns the count that may leave of so many units, for a key of data and unit; the third pays before noise comes in."""
+"""Returns the count that may leave of so many units, for a key of data and unit; the third pays before the noise."""
 AT_THE_END = 10**9
 """A round after all rounds: what the site keeps now."""
 
@@ -68,7 +68,8 @@ class Visit:
         request, bench, count = self.request, self.bench, self._count()
         if self.site not in chosen(request.job, request.number):
             raise RefusedError(f"round {request.number} is not this site's turn: its noise would not be enough")
-        plan, kept = self._plan(count), self.memory.read(request.number)
+        before = round_before(request, self.site)
+        plan, kept = self._plan(count), self.memory.read(before)
         evaluation = None
         if evaluates(request.job, request.number):
             load_tensors(bench.network, judged(request.model, kept, bench.local))
@@ -80,7 +81,7 @@ class Visit:
         log.info("run %s round %d trained: %d steps", request.run, request.number, result.steps)
         if keeps_something(request.job, bench.local):
             stays = kept_after(request, kept, bench.local, bench.trained, update, own, result.steps)
-            self.memory.write(request.number, stays)
+            self.memory.write(request.number, stays, before)
         training = self._training(count, result.loss, loss_before)
         numbers = Numbers(Operation(result.seconds, result.steps), accounting, training, evaluation)
         sent = {name: tensor for name, tensor in update.items() if name not in bench.local}

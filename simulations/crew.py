@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from client.memory import Memory, OpenMemory
+from client.memory import OpenMemory
 from common.job import Job
 from common.privacy import Spending
 from common.update import Tensors
@@ -32,7 +32,7 @@ class Members:
     faults: Sequence[Fault] = ()
     joins: Mapping[str, int] = field(default_factory=dict)
     accounts: dict[str, OpenAccount] = field(default_factory=dict)
-    memories: dict[str, Memory] = field(default_factory=dict)
+    memories: dict[str, OpenMemory] = field(default_factory=dict)
     _workshop: Workshop | None = None
     _resident: OrderedDict[str, Member] = field(default_factory=OrderedDict)
 
@@ -66,9 +66,10 @@ class Members:
     def remembered(self) -> tuple[Tensors, Any]:
         """Return what the hospitals remember, for a checkpoint: tensors, and what is written as JSON."""
         tensors = {
-            f"{name}/{key}": tensor
+            f"{name}/{number}/{key}": tensor
             for name, memory in self.memories.items()
-            for key, tensor in memory.read(AFTER_ALL).items()
+            for number, kept in memory.kept.items()
+            for key, tensor in kept.items()
         }
         spent = {
             name: {
@@ -80,14 +81,12 @@ class Members:
         }
         return tensors, spent
 
-    def remember(self, number: int, tensors: Tensors, spent: Any) -> None:
-        """Take back what `remembered` gave after round `number`."""
-        by_site: dict[str, Tensors] = {}
+    def remember(self, tensors: Tensors, spent: Any) -> None:
+        """Take back what `remembered` gave."""
         for key, tensor in tensors.items():
-            name, rest = key.split("/", 1)
-            by_site.setdefault(name, {})[rest] = tensor
-        for name, found in by_site.items():
-            self.memories.setdefault(name, OpenMemory()).write(number, found)
+            name, number, rest = key.split("/", 2)
+            memory = self.memories.setdefault(name, OpenMemory())
+            memory.kept.setdefault(int(number), {})[rest] = tensor
         for name, splits in spent.items():
             entries = {
                 split: [(purpose, Spending(noise, rate, steps)) for purpose, noise, rate, steps in rows]

@@ -73,9 +73,9 @@ class Worker:
         """Return what the hospitals here remember."""
         return self._members.remembered()
 
-    def remember(self, number: int, tensors: Tensors, spent: Any) -> None:
+    def remember(self, tensors: Tensors, spent: Any) -> None:
         """Take it back."""
-        self._members.remember(number, tensors, spent)
+        self._members.remember(tensors, spent)
 
 
 @dataclass(frozen=True)
@@ -176,13 +176,12 @@ class OnRay:
             spent |= cost
         return tensors, spent
 
-    def remember(self, number: int, tensors: Tensors, spent: Any) -> None:
+    def remember(self, tensors: Tensors, spent: Any) -> None:
         """Give each worker back what its hospitals remembered."""
         for worker in self._workers:
             mine = {name for name in self.node_ids if self._worker(name) is worker}
             ray.get(
                 worker.remember.remote(
-                    number,
                     {key: tensor for key, tensor in tensors.items() if key.split("/", 1)[0] in mine},
                     {name: cost for name, cost in spent.items() if name in mine},
                 )

@@ -15,6 +15,7 @@ from typing import ClassVar, cast
 
 from common import strategies
 from common.update import Tensors
+from server.strategies.attendance import attendance, attended
 from server.strategies.mean import MeanStrategy, Note, differences, named, remembered, rounded
 from server.strategies.strategy import Advance, Update
 
@@ -24,6 +25,10 @@ class FedDyn(MeanStrategy):
 
     name: ClassVar[str] = "feddyn"
     central: ClassVar[bool] = False
+
+    def control(self, model: Tensors, state: Tensors) -> Tensors:
+        """Tell the sites which of their updates h rests on: each keeps the gradient that belongs to it."""
+        return attendance(self.job, state)
 
     def weigh(self, update: Update) -> float:
         """Every site counts the same."""
@@ -38,4 +43,4 @@ class FedDyn(MeanStrategy):
         for name, delta in differences(mean, model).items():
             drift[name] = drift[name] - alpha * share * delta
             stepped[name] = rounded(mean[name] - drift[name] / alpha, model[name])
-        return Advance(mean | stepped, named("h", drift))
+        return Advance(mean | stepped, named("h", drift) | attended(self.job, state, notes))

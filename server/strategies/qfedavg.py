@@ -67,4 +67,4 @@ class QFedAvg(MeanStrategy):
         if found is None or not math.isfinite(found) or found < 0:
             raise UpdateError(f"{site}: q-FedAvg needs the received model's loss, and the answer does not say it")
         slope = max(self.q, HIGHEST / 1000)  # for smaller q no loss is too large
-        return min(max(found, LEAST_LOSS, 2.0 ** (LOWEST / slope)), 2.0 ** (HIGHEST / slope))
+        return float(min(max(found, LEAST_LOSS, 2.0 ** (LOWEST / slope)), 2.0 ** (HIGHEST / slope)))

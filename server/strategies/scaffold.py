@@ -23,6 +23,7 @@ import numpy as np
 from common import strategies
 from common.job import Job
 from common.update import Tensors
+from server.strategies.attendance import attendance, attended
 from server.strategies.mean import MeanStrategy, TwoMeans, finite, moved, named, remembered, rounded
 from server.strategies.strategy import Advance, Update
 
@@ -42,10 +43,9 @@ class Scaffold(MeanStrategy):
         self.places = {site: place for place, site in enumerate(job.sites)}
 
     def control(self, model: Tensors, state: Tensors) -> Tensors:
-        """Return c."""
-        return {
-            name: rounded(tensor, np.zeros(0, np.float32)) for name, tensor in remembered(state, "c", model).items()
-        }
+        """Return c, and which of their updates it rests on: each site keeps the c_i that belongs to it."""
+        whole = remembered(state, "c", model)
+        return {name: rounded(c, np.zeros(0, np.float32)) for name, c in whole.items()} | attendance(self.job, state)
 
     def begin(self, model: Tensors, state: Tensors) -> ScaffoldGathering:
         """Return an empty gathering."""
@@ -78,6 +78,7 @@ class ScaffoldGathering(TwoMeans):
         }
         eta = cast(strategies.Scaffold, self.strategy.parameters).eta
         state = named("c", control) | {WEIGHTS: weights}
+        state |= attended(self.strategy.job, self.state, self.notes)
         finite(Advance(self.strategy.control(self.model, state)))  # as it is sent: in float32
         return Advance(moved(self.model, mean, eta), state)
 

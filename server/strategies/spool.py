@@ -78,7 +78,7 @@ class Spool:
         try:
             self._file.seek(whole)
             for part in parts:
-                left = memoryview(np.ascontiguousarray(part, dtype=np.float32)).cast("B")
+                left = np.ascontiguousarray(part, dtype=np.float32).data.cast("B")
                 while left:
                     left = left[self._file.write(left) :]
         except OSError as error:

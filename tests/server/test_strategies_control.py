@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from gatherings import advance, job_with, update_of
 
+from client.memory import OpenMemory
+from common.update import Request, round_before
 from server.strategies.registry import build_strategy
 
 CURVE = np.array([[0.2, 3.0], [1.0, 1.0], [4.0, 0.5]])
@@ -37,29 +39,47 @@ class Quadratics:
         self.strategy = build_strategy(self.job)
         self.steps, self.rate, self.counts = steps, rate, counts
         self.model, self.state = {"x": np.zeros(2, np.float32)}, {}
-        self.kept = np.zeros((3, 2))
+        self.memories, self.number = [OpenMemory() for _ in range(3)], 1
+
+    @property
+    def kept(self):
+        """What each site goes on from."""
+        return np.array([self.remembered(site) for site in range(3)])
+
+    def before(self, site):
+        control = self.strategy.control(self.model, self.state)
+        return round_before(Request("train", "r", self.number, self.job, {}, control=control), self.job.sites[site])
+
+    def remembered(self, site):
+        return self.memories[site].read(self.before(site)).get("x", np.zeros(2))
+
+    def keep(self, site, tensor):
+        self.memories[site].write(self.number, {"x": tensor}, self.before(site))
 
     def visit(self, site):
         """What the site answers from here; what it keeps moves on."""
         x, steps, rate = self.model["x"].astype(float), self.steps[site], self.rate
         control = self.strategy.control(self.model, self.state).get("x", np.zeros(2))
-        own, name = self.kept[site], self.job.aggregation.strategy
+        own, name = self.remembered(site), self.job.aggregation.strategy
         if name == "scaffold":
             end = descend(site, x, steps, rate, lambda _: control - own).astype(np.float32)
-            self.kept[site] = own - control + (x - end) / (steps * rate)
+            self.keep(site, own - control + (x - end) / (steps * rate))
         elif name == "feddyn":
             alpha = self.job.aggregation.known_parameters.alpha
             end = descend(site, x, steps, rate, lambda y: alpha * (y - x) - own).astype(np.float32)
-            self.kept[site] = own - alpha * (end - x)
+            self.keep(site, own - alpha * (end - x))
         else:
             end = descend(site, x, steps, rate).astype(np.float32)
         loss = float((CURVE[site] / 2 * (x - CENTRE[site]) ** 2).sum())
         return update_of(site, {"x": end}, self.counts[site], steps, loss)
 
-    def run(self, rounds, there=lambda number: (0, 1, 2)):
+    def run(self, rounds, there=lambda number: (0, 1, 2), arrives=lambda number, site: True):
         for number in range(rounds):
-            made = advance(self.job, self.model, [self.visit(site) for site in there(number)], self.state)
-            self.model, self.state = made.model, made.state
+            sent = [(site, self.visit(site)) for site in there(number)]
+            updates = [update for site, update in sent if arrives(number, site)]
+            if updates:
+                made = advance(self.job, self.model, updates, self.state)
+                self.model, self.state, self.number = made.model, made.state, self.number + 1
         return self.model["x"]
 
 
@@ -89,6 +109,16 @@ def test_scaffolds_control_is_the_mean_of_the_sites_own_from_the_first_round_on(
     federation = Quadratics("scaffold", 'weighting = "sites"', steps=(3, 17, 40))
     for number in range(12):
         federation.run(1, lambda _, number=number: ((0,), (0, 1), (2,), (0, 1, 2))[number % 4])
+        np.testing.assert_allclose(federation.state["c/x"], federation.kept.mean(axis=0), atol=1e-4)
+
+
+@pytest.mark.parametrize(("strategy", "parameters"), [("scaffold", ""), ("feddyn", "alpha = 0.5")])
+def test_answers_that_are_lost_on_their_way_do_not_lead_away_from_the_optimum(strategy, parameters):
+    random = np.random.default_rng(3)
+    federation = Quadratics(strategy, 'weighting = "sites"', parameters)
+    federation.run(400, arrives=lambda number, site: random.random() > 0.4)
+    np.testing.assert_allclose(federation.run(400), optimum(), atol=1e-3)
+    if strategy == "scaffold":
         np.testing.assert_allclose(federation.state["c/x"], federation.kept.mean(axis=0), atol=1e-4)
 
 
