@@ -24,12 +24,11 @@ HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
 COLUMNS = ("age", "sex", "cp", "trestbps", "chol", "fbs", "restecg", "thalach", "exang", "oldpeak")
 """Those of the original file's first ten that stay; the next three are dropped, the last is the disease."""
 INDICATORS = {"cp": (2, 3, 4), "restecg": (1, 2)}
-FEATURES = tuple(
-    feature
-    for column in COLUMNS
-    for feature in ([f"{column}={value}" for value in INDICATORS[column]] if column in INDICATORS else [column])
+FEATURES = (
+    *(column for column in COLUMNS if column not in INDICATORS),
+    *(f"{column}={value}" for column, values in INDICATORS.items() for value in values),
 )
-"""The 13 features, as a job names them."""
+"""The 13 features, as a job names them, in FLamby's order: with the same seed a model starts from the same weights."""
 DISEASE = "disease"
 SPLIT_SEED, TRAIN_SHARE = 43, 0.66
 
@@ -50,11 +49,13 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise DataError(f"{path}: the hospital's file can't be read: {error.strerror}") from error
     rows = [[*cells[:10], cells[13]] for cells in (line.split(",") for line in lines)]
     whole = np.array([[float(cell) for cell in row] for row in rows if "?" not in row])
-    columns: list[np.ndarray] = []
-    for at, column in enumerate(COLUMNS):
-        values = whole[:, at]
-        columns += [values == value for value in INDICATORS[column]] if column in INDICATORS else [values]
+    values = dict(zip(COLUMNS, whole.T, strict=False))
+    columns = [_feature(values, *feature.split("=")) for feature in FEATURES]
     return np.stack(columns, axis=1).astype(np.float32), whole[:, -1] > 0
+
+
+def _feature(values: dict[str, np.ndarray], column: str, wanted: str | None = None) -> np.ndarray:
+    return values[column] if wanted is None else values[column] == int(wanted)
 
 
 def _hospital(name: str, features: np.ndarray, disease: np.ndarray) -> Hospital:
