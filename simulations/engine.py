@@ -70,8 +70,9 @@ def simulate(
 
     `grid` "process": all in this process; "ray": `workers` processes that Ray starts, on many machines if it has them;
     the same bits either way. `joins` has the round in which a hospital comes in, from 1. `watch` is told of every
-    round. `checkpoint` is a file from which a run that was killed goes on. Without `evaluate` hospitals only train.
-    `threads` is torch's: how a sum is split over them changes its last bits, so it is the same on every machine.
+    round, and may see what strategies left at the hospitals. `checkpoint` is a file from which a run that was killed
+    goes on. Without `evaluate` hospitals only train. `threads` is torch's: how a sum is split over them changes its
+    last bits, so it is the same on every machine.
 
     Raises
     ------
@@ -86,10 +87,11 @@ def simulate(
     notebook = Notebook(initial_model(job), watch=watch)
     members = Members(job, population, pick_device(device), tuple(faults), dict(joins or {}))
     with _threads(threads), _crew(grid, workers, threads, members) as crew:
+        notebook.memories = lambda: _left_at(crew)
         if checkpoint is not None:
             notebook.checkpoint = Checkpoint(checkpoint, job.digest, crew.remembered)
             if (found := resume(notebook, notebook.checkpoint)) is not None:
-                crew.remember(notebook.number, *found)
+                crew.remember(*found)
         loop = RoundLoop(
             job,
             "simulation",
@@ -106,10 +108,14 @@ def simulate(
             notebook.model,
             notebook.load(kept.round),
             kept.round,
-            {name: found for name, found in crew.memories().items() if found},
+            _left_at(crew),
             crew.clock,
             time.monotonic() - started,
         )
+
+
+def _left_at(crew: Crew) -> dict[str, Tensors]:
+    return {name: found for name, found in crew.memories().items() if found}
 
 
 class InProcess:
@@ -143,9 +149,9 @@ class InProcess:
         """Return what all hospitals remember."""
         return self._members.remembered()
 
-    def remember(self, number: int, tensors: Tensors, spent: Any) -> None:
+    def remember(self, tensors: Tensors, spent: Any) -> None:
         """Take it back."""
-        self._members.remember(number, tensors, spent)
+        self._members.remember(tensors, spent)
 
     def close(self) -> None:
         """Nothing is left running."""
@@ -170,7 +176,7 @@ class Crew(Protocol):
     def remembered(self) -> tuple[Tensors, Any]:
         """Return what all hospitals remember."""
 
-    def remember(self, number: int, tensors: Tensors, spent: Any) -> None:
+    def remember(self, tensors: Tensors, spent: Any) -> None:
         """Take it back."""
 
     def close(self) -> None:

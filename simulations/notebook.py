@@ -21,8 +21,10 @@ from server.rounds import Start
 from server.strategies.strategy import Advance
 
 SAVE_SECONDS = 60.0
-Watch = Callable[[RoundRecord, Tensors | None], None]
-"""Told of every round: its record, and the new model if it made one."""
+Memories = Callable[[], Mapping[str, Tensors]]
+"""Gives what strategies left at each hospital so far."""
+Watch = Callable[[RoundRecord, Tensors | None, Memories], None]
+"""Told of every round: its record, the new model if it made one, and how to see what the hospitals remember."""
 
 
 @dataclass
@@ -52,6 +54,7 @@ class Notebook:
     best_model: Tensors | None = None
     records: list[RoundRecord] = field(default_factory=list)
     watch: Watch | None = None
+    memories: Memories = dict
     checkpoint: Checkpoint | None = None
 
     def progress(self, record: RoundRecord, waiting: tuple[str, ...]) -> None:
@@ -66,7 +69,7 @@ class Notebook:
         if advance is not None:
             self.model, self.state, self.number = advance.model, advance.state, record.number
         if self.watch is not None:
-            self.watch(record, advance.model if advance is not None else None)
+            self.watch(record, advance.model if advance is not None else None, self.memories)
         if advance is not None and self.checkpoint is not None and self.checkpoint.due:
             self.save(self.checkpoint)
 

@@ -180,7 +180,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_bits(tmp_path):
             with pytest.raises(Stopped):
                 simulate(
                     job(strategy, rounds=6), population(), checkpoint=path, stopped=stop,
-                    watch=lambda record, model, seen=seen: seen.append(record) if record.kind == "train" else None,
+                    watch=lambda record, model, _, seen=seen: seen.append(record) if record.kind == "train" else None,
                 )  # fmt: skip
         finally:
             notebook.SAVE_SECONDS = before

@@ -64,7 +64,7 @@ def test_a_run_on_ray_goes_on_from_a_checkpoint_of_one_process(tmp_path, monkeyp
     with pytest.raises(Stopped):
         simulate(
             job("scaffold", rounds=5), population(), checkpoint=path, evaluate=False,
-            stopped=lambda: len(seen) >= 2, watch=lambda record, model: seen.append(record),
+            stopped=lambda: len(seen) >= 2, watch=lambda record, model, _: seen.append(record),
         )  # fmt: skip
     again = simulate(job("scaffold", rounds=5), population(), checkpoint=path, grid="ray", workers=2, evaluate=False)
     assert same(again.model, whole.model)
