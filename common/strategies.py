@@ -107,7 +107,12 @@ class QFedAvg(Parameters):
 class TrimmedMean(Parameters):
     """Yin et al. 2018."""
 
-    beta: float = Field(0.1, ge=0, lt=0.5, description="share of the updates cut off at each end, coordinate by one")
+    beta: float = Field(
+        0.1,
+        ge=0,
+        lt=0.5,
+        description="share of each coordinate's values cut off at each end, rounded up to whole updates",
+    )
 
 
 class Krum(Parameters):

@@ -6,7 +6,8 @@
     v <- beta_2 v + (1 - beta_2) d^2               FedAdam
     x <- x + eta m / (sqrt(v) + tau)
 
-As in the paper m starts at 0, v at tau^2, and neither is corrected for its start.
+As in the paper m starts at 0, v at tau^2, and neither is corrected for its start. (Flower's classes start v at 0, and
+its FedAdam scales eta by sqrt(1 - beta_2^(t+1)) / (1 - beta_1^(t+1)): the same eta goes farther there in early rounds.)
 
 References: Reddi, Charles, Zaheer, Garrett, Rush, Konečný, Kumar and McMahan, "Adaptive Federated Optimization", ICLR
 2021, algorithm 2.

@@ -1,4 +1,5 @@
-"""Cyclic weight transfer: the model goes from one site to the next, one site a round, in the job's order.
+"""Cyclic weight transfer: the model goes from one site to the next, one site a round, in the job's order or,
+with `shuffle`, in a new one each cycle (`common/selection.py`).
 
 References: Chang et al., "Distributed deep learning networks among institutions for medical imaging", JAMIA 2018.
 """

@@ -53,6 +53,8 @@ class Spool:
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Yield (updates, columns) float32 blocks from the first column to the last; rows by site name."""
+        if self.columns == 0:
+            return
         rows = np.memmap(self._file, dtype=np.float32, mode="r", shape=(self.updates, self.columns))
         order = np.argsort(self._sites, kind="stable")
         width = max(1, BLOCK_VALUES // self.updates)
@@ -69,16 +71,12 @@ class Spool:
             start += like.size
         return found
 
-    def flat_model(self) -> np.ndarray:
-        """Return the current model's float values, (columns,) float32."""
-        return np.concatenate([self.model[name].reshape(-1).astype(np.float32) for name in self._floats])
-
     def _write(self, site: str, parts: list[np.ndarray]) -> None:
         whole = self.updates * self.columns * 4
         try:
             self._file.seek(whole)
             for part in parts:
-                left = np.ascontiguousarray(part, dtype=np.float32).data.cast("B")
+                left = memoryview(np.asarray(part, dtype=np.float32).tobytes())
                 while left:
                     left = left[self._file.write(left) :]
         except OSError as error:

@@ -163,6 +163,12 @@ def test_absurd_numbers_beside_an_update_are_refused_whole_or_bear_no_infinity(n
     assert all(np.isfinite(tensor).all() for tensor in (*made.model.values(), *made.state.values()))
 
 
+@pytest.mark.parametrize("model", [{"w": np.zeros((0, 3), np.float32)}, {"n": np.array(3)}, {}])
+def test_a_model_of_which_nothing_is_shared_or_trained_is_no_trouble(name, model):
+    still = [update_of(place, model, COUNTS[place], STEPS[place]) for place in range(8)]
+    assert bits(advance(job_with(name), model, still).model) == bits(model)
+
+
 def test_a_round_without_updates_makes_nothing(name):
     with pytest.raises(UpdateError):
         build_strategy(job_with(name)).begin(MODEL, {}).finish()
