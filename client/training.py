@@ -200,7 +200,7 @@ class _Trainer:
                     parameter.mul_(self.kept)
 
     def _load(self, rows: np.ndarray, random: torch.Generator) -> tuple[Tensor, Tensor]:
-        images = torch.from_numpy(np.array(self.cases.images[rows]))
+        images = torch.from_numpy(np.asarray(self.cases.images[rows]))  # indexing by rows has copied them
         if self.job.data.augment == "light":
             images = augmented(images, random)
         return images.to(self.device), self.targets[torch.from_numpy(rows)].to(self.device)
@@ -250,21 +250,32 @@ def _optimizer(network: nn.Module, job: Job) -> torch.optim.Optimizer:
 
 @contextmanager
 def _repeatable(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed what draws from torch's own generators (dropout, drop-connect), and let cuDNN choose no other algorithm."""
-    devices = [device] if device.type == "cuda" else []
-    exactly = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
-    with torch.random.fork_rng(devices=devices), exactly:
-        torch.manual_seed(seed)
-        yield
+    """Seed what draws from torch's own generators (dropout, drop-connect), and let cuDNN choose no other algorithm.
+
+    Each generator by itself: `torch.manual_seed` also notes down where it was called from, for devices not yet in use.
+    """
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    before = [generator.get_state() for generator in generators]
+    try:
+        for generator in generators:
+            generator.manual_seed(seed)
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+            yield
+    finally:
+        for generator, state in zip(generators, before, strict=True):
+            generator.set_state(state)
 
 
 @contextmanager
 def only_trained(network: nn.Module, names: frozenset[str] | None) -> Iterator[None]:
     """Let training move only the parameters of these names; None lets it move all that it usually does."""
+    if names is None:
+        yield
+        return
     frozen = [
-        parameter
-        for name, parameter in network.named_parameters()
-        if names is not None and name not in names and parameter.requires_grad
+        parameter for name, parameter in network.named_parameters() if name not in names and parameter.requires_grad
     ]
     for parameter in frozen:
         parameter.requires_grad_(False)

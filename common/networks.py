@@ -243,9 +243,11 @@ def tensors_of(network: nn.Module) -> Tensors:
 
 def load_tensors(network: nn.Module, tensors: Mapping[str, np.ndarray]) -> None:
     """Put `tensors` into the network. Raises UpdateError, changing nothing, when they are of another architecture."""
-    like = {name: _described(tensor) for name, tensor in network.state_dict().items()}
-    check_tensors(tensors, like, "the model")
-    network.load_state_dict({name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()})
+    state = network.state_dict()
+    check_tensors(tensors, {name: _described(tensor) for name, tensor in state.items()}, "the model")
+    for name, tensor in state.items():  # they share their memory with the network's
+        array = tensors[name]
+        tensor.copy_(torch.from_numpy(array if array.flags.writeable else array.copy()))
 
 
 def initial_model(job: Job) -> Tensors:
@@ -308,6 +310,8 @@ def _group_norm(channels: int) -> nn.GroupNorm:
 
 
 def _described(tensor: torch.Tensor) -> np.ndarray:
-    """An array of the tensor's shape and dtype that takes no memory."""
+    """An array of the tensor's shape and dtype that takes no memory of its own."""
+    if tensor.device.type == "cpu":
+        return np.asarray(tensor.detach().numpy())
     dtype = torch.empty(0, dtype=tensor.dtype).numpy().dtype
     return np.broadcast_to(np.zeros((), dtype=dtype), tuple(tensor.shape))
