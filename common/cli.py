@@ -19,6 +19,10 @@ from common.errors import WardroundError
 
 COMMANDS = {
     "demo": ("simulations.cli:demo", "Train a whole federation of hospitals on this machine, to see how it works."),
+    "simulate": (
+        "simulations.simulate_cli:simulate",
+        "Run a study of simulated hospitals: strategies, partitions, privacy and faults, compared over seeds.",
+    ),
     "kits": ("certs.cli:app", "Create a federation's authority and startup kits; admit, renew and revoke sites."),
     "coordinator": ("server.cli:coordinator", "Start the coordinator of a federation."),
     "job": ("common.job_cli:app", "Check a job file, or list the keys that a job may have."),
