@@ -25,6 +25,8 @@ from common.update import METRICS, REPORT, Answer, Request, attach_head, decode_
 
 refuse_mixed_install(__file__)
 log = logging.getLogger("wardround.site")
+SIMULATED_KITS = "WARDROUND_SIMULATED_KITS"
+"""The variable that names a folder of sites' kits, for Flower's simulation runtime: node n is the n-th by name."""
 
 
 def answer(message: Message, site: Site) -> Message:
@@ -102,10 +104,24 @@ def _open_site(kit_folder: str) -> Site:
 
 
 def _site_of(context: Context) -> Site:
-    named = context.node_config.get("kit") or os.environ.get(ENVIRONMENT_VARIABLE)
+    named = context.node_config.get("kit") or os.environ.get(ENVIRONMENT_VARIABLE) or _simulated(context)
     if not named:
         raise KitError(f"no kit: start the node with --node-config 'kit=\"FOLDER\"' or set {ENVIRONMENT_VARIABLE}")
     return _open_site(str(named))
+
+
+def _simulated(context: Context) -> str:
+    """The kit of a node of Flower's own simulation, which has a number and nothing else.
+
+    The folder of kits comes from this machine's environment, never from a run: a coordinator must not choose a kit.
+    """
+    folder, number = os.environ.get(SIMULATED_KITS), context.node_config.get("partition-id")
+    if not folder or number is None:
+        return ""
+    kits = sorted(path.parent for path in Path(folder).glob("*/kit.toml"))
+    if not 0 <= int(number) < len(kits):
+        raise KitError(f"{folder}: there are {len(kits)} kits, and none for simulated node {number}")
+    return str(kits[int(number)])
 
 
 app = ClientApp()

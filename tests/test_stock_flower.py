@@ -170,13 +170,45 @@ def test_a_private_job_runs_to_its_end_on_stock_superlink_and_supernodes(kits, t
         assert max(release.epsilon or 0 for release in releases) <= 8.0
 
 
+def test_a_job_runs_to_its_end_in_flowers_own_simulation(kits, tmp_path):
+    folder, (control, http, *_) = kits
+    home, output = tmp_path / "flwr", tmp_path / "output"
+    home.mkdir()
+    (home / "config.toml").write_text(
+        f'[superlink.local-simulation]\naddress = "127.0.0.1:{http}"\ninsecure = true\noptions.num-supernodes = 2\n'
+    )
+    environment = os.environ | {
+        "FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_NUM_THREADS": "1",
+        "PATH": f"{COMMANDS}{os.pathsep}{os.environ['PATH']}", "RAY_USAGE_STATS_ENABLED": "0",
+        "WARDROUND_SIMULATED_KITS": str(folder / "sites"),
+    }  # fmt: skip
+    # What `flwr run` itself would start, in a process group that the test can end.
+    superlink = [
+        COMMANDS / "flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess", "--host", "127.0.0.1",
+        "--port", str(http), "--control-api-address", f"127.0.0.1:{control}",
+        "--disable-runtime-dependency-installation",
+    ]  # fmt: skip
+    (tmp_path / "job.toml").write_text(JOB)
+    with running(tmp_path, environment, superlink=superlink):
+        wait_for(lambda: _listens(http), tmp_path)
+        config = f'job="{tmp_path / "job.toml"}" output="{output}"'
+        flwr(environment, "run", str(PROJECT), "local-simulation", "--run-config", config, "--format", "json")
+        wait_for(lambda: _status(environment, "local-simulation").startswith("finished"), tmp_path, seconds=300)
+        assert _status(environment, "local-simulation") == "finished:completed", (
+            tmp_path / "superlink.log"
+        ).read_text()
+    assert list(output.rglob("*.safetensors"))
+    for name in SITES:
+        assert {release.status for release in read_releases(folder / "sites" / name)} == {"ok"}
+
+
 def _listens(port):
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _status(environment):
-    return json.loads(flwr(environment, "list", "here", "--format", "json"))["runs"][0]["status"]
+def _status(environment, where="here"):
+    return json.loads(flwr(environment, "list", where, "--format", "json"))["runs"][0]["status"]
 
 
 def test_flowers_bundle_holds_the_code_and_nothing_else(tmp_path):
