@@ -106,8 +106,9 @@ def import_(
 ) -> None:
     """Index a folder of images, or the rows of a table, under pseudonyms. Nothing leaves; importing again is safe.
 
-    Images stay where they are. Of a table the kit gets a record a row, without columns that name people or hold free
-    text; a column "patient" says whose a row is, and a row that lacks a value is refused.
+    Images stay where they are. Of a table the kit gets a record a row, without columns that name people, hold dates or
+    free text. Its labels are in a column of its own; a column "patient" says whose a row is, and a row that lacks a
+    value is refused. In a table or a label file a column "split" (train, validation, test) keeps a published split.
 
     Example: wardround site import --collection chest-xray /data/chest --labels labels.csv
              wardround site import --collection heart heart.csv --label-column disease --column age --column sex

@@ -14,8 +14,8 @@ from common.job import DataSection
 def scaled(splits: Mapping[str, CaseSet], data: DataSection) -> dict[str, CaseSet]:
     """Return the splits of a table as the job wants them scaled; images are as they are.
 
-    "standard": (x - mean) / deviation by the job's constants. "site": by mean and standard deviation (of a sample, N - 1)
-    of the training split, the same for all splits; a feature that is the same for all becomes 0.
+    "standard": (x - mean) / deviation by the job's constants. "site": by mean and standard deviation (N - 1) of the
+    training split, the same for all splits; a feature that is the same for all becomes 0.
     """
     if not data.table or data.scale == "unit":
         return dict(splits)
@@ -24,8 +24,8 @@ def scaled(splits: Mapping[str, CaseSet], data: DataSection) -> dict[str, CaseSe
     else:
         training = splits["train"].images.astype(np.float64)
         mean = training.mean(axis=0)
-        deviation = training.std(axis=0, ddof=1) if len(training) > 1 else np.zeros_like(mean)
-        deviation = np.where(deviation > 0, deviation, np.inf)
+        constant = training.max(axis=0) == training.min(axis=0)  # its deviation may come out as a rounding error
+        deviation = np.where(constant, np.inf, training.std(axis=0, ddof=min(1, len(training) - 1)))
     return {
         name: replace(cases, images=((cases.images - mean) / deviation).astype(np.float32))
         for name, cases in splits.items()

@@ -9,10 +9,9 @@ _UNITS = {"patient": "each patient, with all of the patient's images", "image": 
 
 def in_plain_words(job: Job) -> list[str]:
     """Return sentences: what the job would do here, what would leave, and what it would cost in privacy."""
-    size = " x ".join(map(str, job.data.size))
     lines = [job.description] if job.description else []
     lines += [
-        f'It would train the network "{job.network.name}" on the collection "{job.data.collection}" ({size} pixels) to '
+        f'It would train the network "{job.network.name}" on the collection "{job.data.collection}" ({_form(job)}) to '
         f"tell apart: {', '.join(job.task.labels)} ({job.task.kind}).",
         f"Up to {job.aggregation.rounds} rounds with {len(job.sites)} sites ({', '.join(job.sites)}), combined by "
         f'"{job.aggregation.strategy}". After each round the model trained here leaves; no image does.',
@@ -31,3 +30,9 @@ def in_plain_words(job: Job) -> list[str]:
     else:
         lines.append("There is NO differential privacy: what leaves may tell of single patients.")
     return lines
+
+
+def _form(job: Job) -> str:
+    if job.data.table:
+        return f"a table: of each row {', '.join(job.data.features)}"
+    return f"{' x '.join(map(str, job.data.size))} pixels"

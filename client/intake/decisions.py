@@ -15,6 +15,8 @@ from client.intake.identity import Pseudonyms
 from client.intake.labels import Labels, Row, file_key
 from client.intake.options import ImportOptions
 
+_A_TABLE = "a table: give labels of images by --labels, and import a table of features by its own name"
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -57,6 +59,11 @@ def decide(
     return [decided[record.path] for record in records]
 
 
+def row_of(record: FileRecord, rules: Rules) -> Row | None:
+    """Return the label file's row for a file, or None."""
+    return rules.labels.find(record, _patient_of_path(record, rules)) if rules.labels is not None else None
+
+
 def _claim(contents: dict[str, str], record: FileRecord, path: str) -> None:
     contents[record.sha256] = path
     if record.instance:
@@ -72,10 +79,9 @@ def _judge(record: FileRecord, before: FileRecord | None, rules: Rules) -> FileR
     if record.path == rules.label_file:
         return replace(record, reason="the label file itself")
     if record.unreadable:
-        return replace(record, reason=record.unreadable)
-    row, from_folder = None, _patient_of_path(record, rules)
-    if rules.labels is not None:
-        row = rules.labels.find(record, from_folder)
+        table = record.path.casefold().endswith((".csv", ".tsv")) and record.unreadable != "an empty file"
+        return replace(record, reason=_A_TABLE if table else record.unreadable)
+    row, from_folder = row_of(record, rules), _patient_of_path(record, rules)
     same = before if before is not None and before.sha256 == record.sha256 and not before.reason else None
     label, missing = _label(record, row, same, rules)
     patient = _patient(record, row, from_folder, same if rules.labels is None else None, rules.pseudonyms)

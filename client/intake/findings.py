@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from client.catalog import FileRecord, Summary
 from client.intake.labels import Labels
+from client.intake.table import NO_VALUE
 
 OFTEN_ANNOTATED = frozenset({"US", "ES", "XC", "SC", "OT", "GM", "OP"})
 """Modalities whose pixels often carry text: ultrasound, endoscopy, photographs, secondary captures."""
@@ -22,6 +24,26 @@ def findings(
     if closed_folders:
         lines.append(f"can't be read: {_count(closed_folders, 'folder')}: what was known of the files there stays")
     return tuple(lines)
+
+
+def of_columns(left_out: Sequence[tuple[str, str]], refused: Sequence[tuple[str, str]]) -> list[str]:
+    """Return a line for each reason why columns of a table were left out, and one for columns that lack values."""
+    lines = []
+    for why in dict.fromkeys(why for _, why in left_out):
+        names = [name for name, reason in left_out if reason == why]
+        lines.append(f"{'column' if len(names) == 1 else 'columns'} not imported ({why}): {', '.join(names)}")
+    empty = Counter(
+        name
+        for _, reason in refused
+        if reason.startswith(NO_VALUE)
+        for name in reason.removeprefix(NO_VALUE).split(", ")
+    )
+    if empty:
+        counts = ", ".join(f"{name} {count}" for name, count in empty.most_common())
+        lines.append(
+            f"rows without a value, by column: {counts}: leave a column out by naming the others with --column"
+        )
+    return lines
 
 
 def _of_files(taken: Sequence[FileRecord]) -> list[str]:
@@ -44,7 +66,10 @@ def _of_labels(labels: Labels | None, taken: Sequence[FileRecord]) -> list[str]:
     lines = []
     if labels is not None and (unused := len(labels.rows) - len(labels.used)):
         lines.append(f"rows of the label file that match no readable image: {unused}")
-    plain = [record for record in taken if record.format != "dicom"]
+    rows = [record for record in taken if record.format == "table"]
+    if rows and labels is not None and not any(row.patient for row in labels.rows.values()):
+        lines.append('every row counts as a patient: if several are of one person, say so by a column "patient"')
+    plain = [record for record in taken if record.format not in ("dicom", "table")]
     if plain and len({record.patient for record in plain}) == len(plain) > 1:
         lines.append(
             "every PNG, JPEG or NIfTI file counts as a patient: if several are of one person, say so by a patient "

@@ -20,17 +20,16 @@ from pathlib import Path, PurePosixPath
 
 from client.catalog import CATALOG_FILE, Catalog, FileRecord, Settings, Summary
 from client.intake.decisions import Rules, decide
-from client.intake.findings import findings
-from client.intake.folder import FoundFile, Listing, list_folder
-from client.intake.formats import HEAD_BYTES, PROBE, identify
+from client.intake.findings import findings, of_columns
+from client.intake.folder import Listing, list_folder
 from client.intake.identity import Pseudonyms, open_pseudonyms
-from client.intake.image import FileRefusedError
 from client.intake.labels import Labels, file_key, read_labels
 from client.intake.options import DEFAULT_FRACTIONS, DEFAULT_SEED, ImportOptions
+from client.intake.reading import record_of
 from client.intake.report import Flag, ImportReport, Refusal, write_report
-from client.intake.table import forget_others, is_table, take_apart
+from client.intake.sheet import TakenApart, folder_of, forget_others, is_table, take_apart
+from client.intake.splits import splits_of
 from common.errors import DataError, UsageError
-from common.files import sha256_file
 
 __all__ = ["ImportOptions", "Progress", "import_folder"]
 
@@ -81,17 +80,19 @@ def _import_table(
     options: ImportOptions,
     progress: Progress | None,
 ) -> ImportReport:
-    """Take a table apart, import its rows, and forget those that it no longer has."""
-    if labels is not None:
+    """Take a table apart, import its rows, and remove the records that the catalog does not know."""
+    if labels is not None and os.path.realpath(labels) != os.path.realpath(table):
         raise UsageError(f"{labels}: a table has its labels in a column of its own: leave --labels out")
-    parts = take_apart(
-        table, kit_folder, collection, open_pseudonyms(kit_folder),
-        label_column=options.label_column, columns=options.columns,
-    )  # fmt: skip
-    intake = _prepare(kit_folder, collection, parts.folder, parts.labels, options, keep=set(parts.labels.rows))
-    report = intake.commit(intake.decided(intake.read(progress)))
-    forget_others(parts)
-    return report
+    pseudonyms = open_pseudonyms(kit_folder)
+    place = folder_of(kit_folder, collection, table, pseudonyms)
+    try:
+        parts = take_apart(table, place, pseudonyms, label_column=options.label_column, columns=options.columns)
+        intake = _prepare(kit_folder, collection, place, parts.labels, options, parts=parts)
+        return intake.commit(intake.decided(intake.read(progress)))
+    finally:  # of rows that are gone, or of an import that failed
+        root = os.path.realpath(place)
+        records = Catalog(kit_folder / CATALOG_FILE).records(collection)
+        forget_others(place, {record.path for record in records if record.root == root})
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ class _Intake:
     before: dict[str, FileRecord]
     elsewhere: list[FileRecord]
     started: float
+    parts: TakenApart | None = None
 
     @property
     def root(self) -> str:
@@ -117,7 +119,7 @@ class _Intake:
         """Return a record of every file, from the catalog where the file has not changed; not decided yet."""
         records = []
         for done, found in enumerate(self.listing.files, start=1):
-            records.append(_record(self.root, found, self.before.get(found.path), self.rules.pseudonyms))
+            records.append(record_of(self.root, found, self.before.get(found.path), self.rules.pseudonyms))
             if progress is not None:
                 progress(done, len(self.listing.files))
         return records
@@ -135,13 +137,13 @@ class _Intake:
 
     def commit(self, records: list[FileRecord]) -> ImportReport:
         """Write records and report, both or neither, and return the report."""
+        splits = splits_of(records, self.rules, self.settings, self.catalog.splits(self.collection))
         if records == sorted(self.before.values(), key=lambda record: record.path):
             known = self.collection in self.catalog.collections()
             report = self._report(records, self.catalog.summary(self.collection) if known else None)
             write_report(self.kit_folder, report)
             return report
         written: tuple[Path, ...] = ()
-        splits = self._splits(records)
         try:
             with self.catalog.replacing(self.collection, self.root, self.settings, records, splits) as summary:
                 report = self._report(records, summary)
@@ -152,11 +154,6 @@ class _Intake:
             raise
         return report
 
-    def _splits(self, records: list[FileRecord]) -> dict[str, str]:
-        patients = {record.patient for record in records if not record.reason}
-        seed, fractions = self.settings.seed, self.settings.fractions
-        return {patient: self.rules.pseudonyms.split(patient, seed, fractions) for patient in sorted(patients)}
-
     def _report(self, records: list[FileRecord], summary: Summary | None) -> ImportReport:
         now = {record.path: record for record in records}
         found = [now[file.path] for file in self.listing.files]
@@ -164,12 +161,12 @@ class _Intake:
         same = sum(_same(record, self.before.get(record.path)) for record in taken)
         gone = [path for path, record in self.before.items() if not record.reason]
         summary = summary if summary is not None and summary.images else None
-        refused = [Refusal(record.path, record.reason) for record in found if record.reason]
+        refused = [Refusal(self._place(record), record.reason) for record in found if record.reason]
         refused += [Refusal(*item) for item in self.listing.refused]
         flags = [Flag(record.path, _flags(record)) for record in found if not record.unreadable and _flags(record)]
         return ImportReport(
             collection=self.collection,
-            folder=str(self.folder),
+            folder=str(self.parts.labels.source if self.parts else self.folder),
             at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - self.started, 3),
             indexed=len(taken) - same,
@@ -177,9 +174,15 @@ class _Intake:
             removed=sum(path not in now or bool(now[path].reason) for path in gone),
             refused=tuple(sorted(refused)),
             flags=tuple(flags),
-            warnings=findings(found, summary, self.rules.labels, closed_folders=len(self.listing.closed)),
+            warnings=(
+                *(of_columns(self.parts.left_out, refused) if self.parts else ()),
+                *findings(found, summary, self.rules.labels, closed_folders=len(self.listing.closed)),
+            ),
             summary=summary,
         )
+
+    def _place(self, record: FileRecord) -> str:
+        return self.parts.place(record.path) if self.parts else record.path
 
 
 def _prepare(
@@ -189,14 +192,14 @@ def _prepare(
     labels: Path | Labels | None,
     options: ImportOptions,
     *,
-    keep: set[str] | None = None,
+    parts: TakenApart | None = None,
 ) -> _Intake:
     started = time.monotonic()
     catalog = Catalog(kit_folder / CATALOG_FILE)
     catalog.check()
     listing = list_folder(folder)
-    if keep is not None:  # what else is there are rows that the table no longer has
-        listing = replace(listing, files=[file for file in listing.files if file.path in keep])
+    if parts is not None:  # what else is there are rows that the table no longer has
+        listing = replace(listing, files=[file for file in listing.files if file.path in parts.labels.rows])
     if not listing.files and not listing.refused:
         raise DataError(f"{folder}: the folder has no file: is it the right one, and is it mounted?")
     pseudonyms = open_pseudonyms(kit_folder)
@@ -212,6 +215,7 @@ def _prepare(
         {record.path: record for record in known if record.root == root},
         [record for record in known if record.root != root],
         started,
+        parts,
     )  # fmt: skip
 
 
@@ -239,48 +243,6 @@ def _labels(path: Path, options: ImportOptions, pseudonyms: Pseudonyms, listing:
     labels = read_labels(path, pseudonyms, key_column=options.key_column, label_column=options.label_column)
     labels.names.update(Counter(PurePosixPath(file_key(found.path)).name for found in listing.files))
     return labels
-
-
-def _record(root: str, found: FoundFile, before: FileRecord | None, pseudonyms: Pseudonyms) -> FileRecord:
-    """What is known of a file: from before when its size and time are the same, or else its content is."""
-    if before is not None and before.probe == PROBE and before.size == found.size:
-        if before.mtime_ns == found.mtime_ns:
-            return before
-        if before.sha256 and _sha256(root, found) == before.sha256:
-            return replace(before, mtime_ns=found.mtime_ns)
-    return _read(FileRecord(root, found.path, found.size, found.mtime_ns), pseudonyms)
-
-
-def _read(record: FileRecord, pseudonyms: Pseudonyms) -> FileRecord:
-    """Read a file, pixels included, and return its record; whatever is wrong with it becomes the reason."""
-    path = Path(record.root) / record.path
-    try:
-        with path.open("rb") as file:
-            kind = identify(file.read(HEAD_BYTES))
-        record = replace(record, format=kind.name, probe=PROBE, sha256=sha256_file(path))
-        facts = kind.inspect(path)
-    except FileRefusedError as error:
-        return replace(record, probe=PROBE, unreadable=str(error))
-    except OSError as error:  # may be mended without changing the file: it is read again the next time
-        return replace(record, probe=0, unreadable=f"can't be read: {error.strerror}")
-
-    def pseudonym(kind: str, identity: str) -> str:
-        return pseudonyms.of(kind, identity) if identity else ""
-
-    return replace(
-        record, modality=facts.modality, frames=facts.frames,
-        rows=facts.rows, columns=facts.columns, channels=facts.channels,
-        own_patient=pseudonym("patient", facts.patient), study=pseudonym("study", facts.study),
-        series=pseudonym("series", facts.series), instance=pseudonym("instance", facts.instance),
-        identifiers=facts.identifiers, burned_in=facts.burned_in,
-    )  # fmt: skip
-
-
-def _sha256(root: str, found: FoundFile) -> str:
-    try:
-        return sha256_file(Path(root) / found.path)
-    except OSError:
-        return ""  # it is read anew, and the reason comes from there
 
 
 def _same(record: FileRecord, before: FileRecord | None) -> bool:

@@ -4,6 +4,9 @@ The column of keys is recognised by its name: file (or path), SOPInstanceUID, se
 (StudyInstanceUID), patient (PatientID). When there are several, the most specific one counts, and `patient` then says
 whose a file is that can't say it itself (PNG, JPEG, NIfTI). Several labels are joined with "|"; in a file that has
 such a row, an empty cell means that none of the labels applies. Elsewhere an empty cell is no label.
+
+A column "split" fixes the split of a row's patient (train, validation or test) where a published one is to be kept; an
+empty cell leaves it to the site's key.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import csv
 import io
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from client.catalog import FileRecord
@@ -35,15 +38,24 @@ _MEANING = {
     "patient": "PatientIDs",
 }
 _SEPARATOR = "|"
+SPLIT_COLUMN = "split"
+_SPLITS = {
+    "train": "train", "training": "train", "validation": "validation", "val": "validation", "valid": "validation",
+    "test": "test", "testing": "test",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: its line in the file, the label (None when the cell is empty), and the patient's pseudonym or ""."""
+    """One row: its line in the file, the label (None when the cell is empty), the patient's pseudonym or "", the split.
+
+    The split is "" where the file does not fix it.
+    """
 
     line: int
     label: str | None
     patient: str
+    split: str = ""
 
 
 @dataclass
@@ -102,12 +114,13 @@ def read_labels(
     DataError
         It can't be read, is no CSV text, lacks a column or a key, or one row contradicts another.
     """
-    lines = _table(path)
+    lines = read_rows(path, "label file")
     _, heading = next(lines, (0, []))
     names = [name.strip().casefold() for name in heading]
     label_at = _position(path, names, label_column)
     kind, key_at = _key(path, names, key_column)
     patient_at = next((at for at, name in enumerate(names) if name in COLUMNS["patient"]), None)
+    split_at = names.index(SPLIT_COLUMN) if SPLIT_COLUMN in names else None
     rows: dict[str, Row] = {}
     for line, cells in lines:
         if len(cells) != len(names):
@@ -115,15 +128,21 @@ def read_labels(
         if not cells[key_at].strip():
             raise DataError(f'{path}:{line}: the cell of the column "{heading[key_at].strip()}" is empty')
         patient = cells[patient_at].strip() if patient_at is not None else ""
-        row = Row(line, _label(cells[label_at]), pseudonyms.of("patient", patient) if patient else "")
+        split = split_of(path, line, cells[split_at]) if split_at is not None else ""
+        row = Row(line, label_of(cells[label_at]), pseudonyms.of("patient", patient) if patient else "", split)
         text = cells[key_at].strip()
         key = file_key(text) if kind == "file" else pseudonyms.of(kind, text)
         _check_agreement(path, rows.setdefault(key, row), row)
     if not rows:
         raise DataError(f"{path}: the label file has no rows")
-    if any(_SEPARATOR in (row.label or "") for row in rows.values()):
-        rows = {key: Row(row.line, row.label or "", row.patient) for key, row in rows.items()}
-    return Labels(path, kind, rows)
+    return Labels(path, kind, told_apart(rows))
+
+
+def told_apart(rows: dict[str, Row]) -> dict[str, Row]:
+    """Return the rows with "" for an empty cell where a row has several labels: there it means that none applies."""
+    if not any(_SEPARATOR in (row.label or "") for row in rows.values()):
+        return rows
+    return {key: replace(row, label=row.label or "") for key, row in rows.items()}
 
 
 def _check_agreement(path: Path, first: Row, row: Row) -> None:
@@ -132,23 +151,39 @@ def _check_agreement(path: Path, first: Row, row: Row) -> None:
         raise DataError(f"{path}:{row.line}: the row contradicts line {first.line}: the same key, another label")
     if first.patient != row.patient:
         raise DataError(f"{path}:{row.line}: the row contradicts line {first.line}: the same key, another patient")
+    if first.split != row.split:
+        raise DataError(f"{path}:{row.line}: the row contradicts line {first.line}: the same key, another split")
 
 
-def _label(cell: str) -> str | None:
+def split_of(path: Path, line: int, cell: str) -> str:
+    """Return the split that a cell names, or "" for an empty one. Raises DataError for another word."""
+    word = cell.strip().casefold()
+    if word and word not in _SPLITS:
+        raise DataError(
+            f'{path}:{line}: the column "{SPLIT_COLUMN}" says "{cell.strip()[:20]}", which is neither train, '
+            "validation nor test: if it means something else, call it otherwise"
+        )
+    return _SPLITS[word] if word else ""
+
+
+def label_of(cell: str) -> str | None:
+    """Return a cell's labels, sorted and joined with "|", or None for an empty one."""
     parts = sorted({part.strip() for part in cell.split(_SEPARATOR)} - {""})
     return _SEPARATOR.join(parts) or None
 
 
-def _table(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The rows that are not empty, with their lines. The separator is the one that the heading has most of."""
+def read_rows(path: Path, what: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows that are not empty, with their lines, the heading first. Messages call the file `what`.
+
+    The separator is the one that the heading has most of. Raises DataError when the file can't be read or is no CSV.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise DataError(f"{path}: the label file can't be read: {error.strerror}") from error
+        raise DataError(f"{path}: the {what} can't be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: the label file is no UTF-8 text: save it as CSV (UTF-8)") from error
-    heading = text.split("\n", 1)[0]
-    separator = max(",;\t", key=heading.count)
+        raise DataError(f"{path}: the {what} is no UTF-8 text: save it as CSV (UTF-8)") from error
+    separator = separator_of(text.split("\n", 1)[0])
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
         for cells in reader:
@@ -156,6 +191,11 @@ def _table(path: Path) -> Iterator[tuple[int, list[str]]]:
                 yield reader.line_num, cells
     except csv.Error as error:
         raise DataError(f"{path}:{reader.line_num}: not valid CSV: {error}") from error
+
+
+def separator_of(heading: str) -> str:
+    """Return what parts the cells of a heading: comma, semicolon or tab."""
+    return max(",;\t", key=heading.count)
 
 
 def _position(path: Path, names: list[str], wanted: str) -> int:

@@ -1,0 +1,55 @@
+"""Reading one file: what it is and what it says of itself, or why it can't be used. Slow, and kept in the catalog."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from client.catalog import FileRecord
+from client.intake.folder import FoundFile
+from client.intake.formats import HEAD_BYTES, PROBE, identify
+from client.intake.identity import Pseudonyms
+from client.intake.image import FileRefusedError
+from common.files import sha256_file
+
+
+def record_of(root: str, found: FoundFile, before: FileRecord | None, pseudonyms: Pseudonyms) -> FileRecord:
+    """Return what is known of a file: from before when its size and time are the same, or else its content is."""
+    if before is not None and before.probe == PROBE and before.size == found.size:
+        if before.mtime_ns == found.mtime_ns:
+            return before
+        if before.sha256 and _sha256(root, found) == before.sha256:
+            return replace(before, mtime_ns=found.mtime_ns)
+    return _read(FileRecord(root, found.path, found.size, found.mtime_ns), pseudonyms)
+
+
+def _read(record: FileRecord, pseudonyms: Pseudonyms) -> FileRecord:
+    """Read a file, pixels included, and return its record; whatever is wrong with it becomes the reason."""
+    path = Path(record.root) / record.path
+    try:
+        with path.open("rb") as file:
+            kind = identify(file.read(HEAD_BYTES))
+        record = replace(record, format=kind.name, probe=PROBE, sha256=sha256_file(path))
+        facts = kind.inspect(path)
+    except FileRefusedError as error:
+        return replace(record, probe=PROBE, unreadable=str(error))
+    except OSError as error:  # may be mended without changing the file: it is read again the next time
+        return replace(record, probe=0, unreadable=f"can't be read: {error.strerror}")
+
+    def pseudonym(kind: str, identity: str) -> str:
+        return pseudonyms.of(kind, identity) if identity else ""
+
+    return replace(
+        record, modality=facts.modality, frames=facts.frames,
+        rows=facts.rows, columns=facts.columns, channels=facts.channels,
+        own_patient=pseudonym("patient", facts.patient), study=pseudonym("study", facts.study),
+        series=pseudonym("series", facts.series), instance=pseudonym("instance", facts.instance),
+        identifiers=facts.identifiers, burned_in=facts.burned_in,
+    )  # fmt: skip
+
+
+def _sha256(root: str, found: FoundFile) -> str:
+    try:
+        return sha256_file(Path(root) / found.path)
+    except OSError:
+        return ""  # it is read anew, and the reason comes from there
