@@ -11,9 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from common.job import key_table, read_job
+from common.strategies import PARAMETERS, parameters_of
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="Check a job file, or list the keys that a job may have."
+    no_args_is_help=True,
+    add_completion=False,
+    help="Check a job file, or list the keys and the strategies that a job may have.",
 )
 
 
@@ -55,3 +58,33 @@ def keys(
     for row in key_table():
         table.add_row(*row)
     Console().print(table, markup=False)
+
+
+@app.command()
+def strategies(
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+) -> None:
+    """List the strategies that come with Ward Round, each with its source and its parameters.
+
+    Example: wardround job strategies
+    """
+    rows = [
+        (
+            strategy,
+            kind.__doc__ or "",
+            ", ".join(f"{name} = {default}" if default else name for name, default, _ in parameters_of(kind)),
+        )
+        for strategy, kind in PARAMETERS.items()
+    ]
+    if markdown:
+        typer.echo("| strategy | source | parameters |\n|---|---|---|")
+        for strategy, source, parameters in rows:
+            typer.echo(f"| `{strategy}` | {source} | {parameters} |")
+        return
+    table = Table("strategy", "source", "aggregation.parameters")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table, markup=False)
+    for strategy, kind in PARAMETERS.items():
+        for name, _, meaning in parameters_of(kind):
+            Console().print(f"{strategy}.{name}: {meaning}", markup=False, highlight=False)

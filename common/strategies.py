@@ -33,7 +33,7 @@ class FedAvg(Parameters):
 
 
 class FedProx(Parameters):
-    """Li et al. 2020: mu is `aggregation.proximal_mu`."""
+    """Li et al. 2020; its mu is `aggregation.proximal_mu`."""
 
 
 class FedAvgM(Parameters):
@@ -44,7 +44,7 @@ class FedAvgM(Parameters):
 
 
 class Adaptive(Parameters):
-    """Reddi et al. 2021, algorithm 2: FedAdam and FedYogi."""
+    """Reddi et al. 2021."""
 
     eta: float = Field(0.01, gt=0, le=100, description="server's step size")
     beta_1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")
@@ -53,7 +53,7 @@ class Adaptive(Parameters):
 
 
 class FedAdagrad(Parameters):
-    """Reddi et al. 2021, algorithm 2 with a second moment that only grows."""
+    """Reddi et al. 2021."""
 
     eta: float = Field(0.01, gt=0, le=100, description="server's step size")
     beta_1: float = Field(0.0, ge=0, lt=1, description="decay of the first moment")
@@ -61,7 +61,7 @@ class FedAdagrad(Parameters):
 
 
 class Scaffold(Parameters):
-    """Karimireddy et al. 2020, option II."""
+    """Karimireddy et al. 2020."""
 
     proximal: ClassVar[bool] = False
     plain_steps: ClassVar[bool] = True
@@ -69,7 +69,7 @@ class Scaffold(Parameters):
 
 
 class FedNova(Parameters):
-    """Wang et al. 2020: with SGD, its momentum, and FedProx's pull."""
+    """Wang et al. 2020."""
 
 
 class FedDyn(Parameters):
@@ -80,7 +80,7 @@ class FedDyn(Parameters):
 
 
 class FedBN(Parameters):
-    """Li et al. 2021: normalisation stays at each site."""
+    """Li et al. 2021: normalisation layers stay at each site."""
 
     keeps: ClassVar[str] = "normalisation"
 
@@ -104,6 +104,10 @@ class QFedAvg(Parameters):
     q: float = Field(1.0, ge=0, le=10, description="fairness: 0 is FedAvg, the more the evener the losses")
 
 
+class Median(Parameters):
+    """Yin et al. 2018."""
+
+
 class TrimmedMean(Parameters):
     """Yin et al. 2018."""
 
@@ -122,9 +126,13 @@ class Krum(Parameters):
 
 
 class MultiKrum(Krum):
-    """Blanchard et al. 2017: the mean of the m best."""
+    """Blanchard et al. 2017: the mean of the best."""
 
     m: int | None = Field(None, ge=1, description="how many updates are averaged (default: all but f)")
+
+
+class Bulyan(Krum):
+    """El Mhamdi et al. 2018."""
 
 
 class NormBound(Parameters):
@@ -134,7 +142,7 @@ class NormBound(Parameters):
 
 
 class FedBuff(Parameters):
-    """Nguyen et al. 2022: asynchronous, a new model whenever K updates are in."""
+    """Nguyen et al. 2022: asynchronous."""
 
     K: int = Field(10, ge=1, description="updates that make a new model")
     eta: float = Field(1.0, gt=0, le=100, description="server's step size")
@@ -161,11 +169,11 @@ PARAMETERS: dict[str, type[Parameters]] = {
     "ditto": Ditto,
     "fedrep": FedRep,
     "qfedavg": QFedAvg,
-    "median": Parameters,
+    "median": Median,
     "trimmed-mean": TrimmedMean,
     "krum": Krum,
     "multi-krum": MultiKrum,
-    "bulyan": Krum,
+    "bulyan": Bulyan,
     "norm-bound": NormBound,
     "fedbuff": FedBuff,
     "cyclic": Cyclic,
@@ -207,10 +215,15 @@ def _explain(error: ValidationError, strategy: str, kind: type[Parameters]) -> s
     return f'"parameters.{name}": strategy "{strategy}" has no such parameter: {hint}'
 
 
-def parameter_table() -> list[tuple[str, str, str, str]]:
-    """Return every parameter: strategy, symbol, default, meaning."""
+def parameters_of(kind: type[Parameters]) -> list[tuple[str, str, str]]:
+    """Return a strategy's parameters: symbol, default as TOML has it ("" for none), meaning."""
     return [
-        (strategy, field.alias or name, str(field.get_default()), field.description or "")
-        for strategy, kind in PARAMETERS.items()
+        (field.alias or name, _toml(field.get_default()), field.description or "")
         for name, field in kind.model_fields.items()
     ]
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
