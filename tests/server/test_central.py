@@ -13,11 +13,11 @@ from client.policy import Policy, check_job
 from common.errors import RefusedError
 from common.job import parse_job
 from common.trust import who_is_trusted
-from server.strategies.fedavg import FedAvg
 from server.central import Central, ClippedSum, split_noise
 from server.execution import execute
 from server.registry import Registry
 from server.report import run_data, run_report
+from server.strategies.fedavg import FedAvg
 
 MODEL = {"w": np.zeros((4, 3), np.float32), "b": np.ones(5, np.float32), "steps": np.array(7, np.int64)}
 
