@@ -9,12 +9,13 @@ _UNITS = {"patient": "each patient, with all of the patient's images", "image": 
 
 def in_plain_words(job: Job) -> list[str]:
     """Return sentences: what the job would do here, what would leave, and what it would cost in privacy."""
+    kind = "row" if job.data.table else "image"
     lines = [job.description] if job.description else []
     lines += [
         f'It would train the network "{job.network.name}" on the collection "{job.data.collection}" ({_form(job)}) to '
         f"tell apart: {', '.join(job.task.labels)} ({job.task.kind}).",
         f"Up to {job.aggregation.rounds} rounds with {len(job.sites)} sites ({', '.join(job.sites)}), combined by "
-        f'"{job.aggregation.strategy}". After each round the model trained here leaves; no image does.',
+        f'"{job.aggregation.strategy}". After each round the model trained here leaves; no {kind} does.',
     ]
     privacy = job.privacy
     if privacy.mechanism == "dp-sgd":

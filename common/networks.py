@@ -34,6 +34,7 @@ from common.update import Tensors, check_tensors
 ENTRY_POINTS = "wardround.networks"
 MAX_GROUPS = 8
 MAX_PARAMETERS = 10**9
+MAX_DEPTH = 100
 Parameters = Mapping[str, int | float | str | bool]
 Builder = Callable[[int, int, int, Parameters], nn.Module]
 """Builds a network from: spatial dimensions (2 or 3), input channels, outputs, the job's own parameters."""
@@ -72,8 +73,8 @@ def linear(features: int, outputs: int) -> nn.Module:
 
 def mlp(features: int, outputs: int, *, hidden: int = 32, depth: int = 2, dropout: float = 0.0) -> nn.Module:
     """Return `depth` hidden layers of `hidden` values with ReLU, and a linear layer."""
-    if hidden < 1 or depth < 1 or not 0 <= dropout < 1:
-        raise ValueError("hidden and depth must be at least 1, dropout from 0 to under 1")
+    if hidden < 1 or not 1 <= depth <= MAX_DEPTH or not 0 <= dropout < 1:
+        raise ValueError(f"hidden must be at least 1, depth from 1 to {MAX_DEPTH}, dropout from 0 to under 1")
     layers: list[nn.Module] = []
     for inner in (features, *(hidden for _ in range(depth - 1))):
         layers += [nn.Linear(inner, hidden), nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]

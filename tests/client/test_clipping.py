@@ -17,12 +17,13 @@ from client.privacy.engines import ENGINES, ONE_IMAGE, named_engine
 from client.privacy.layers import Grouping, _Product
 from client.privacy.remembered import remembered_engine
 from common.errors import JobError
-from common.job import TaskSection, parse_job
+from common.job import Job, TaskSection, parse_job
 from common.networks import NETWORKS, build_network
 from common.tasks.registry import build_task
 
 LOSS = torch.nn.functional.cross_entropy
 LABELS = ("n", "p")
+OF_IMAGES, OF_TABLES = ([name for name, one in NETWORKS.items() if one.table == table] for table in (False, True))
 TASK = build_task(TaskSection(labels=LABELS))
 
 
@@ -80,7 +81,11 @@ def true_sum(model, units, clip):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sizes"),
-    [("small-cnn", (1, 1, 1)), ("small-cnn", (3, 1, 2)), *((name, (2, 1)) for name in NETWORKS if name != "small-cnn")],
+    [
+        ("small-cnn", (1, 1, 1)),
+        ("small-cnn", (3, 1, 2)),
+        *((name, (2, 1)) for name in OF_IMAGES if name != "small-cnn"),
+    ],
 )
 def test_plain_is_the_true_clipped_sum_on_every_network_and_a_wrong_engine_is_never_chosen(name, sizes):
     model, units = network(name).double().train(), sample(sizes)
@@ -109,6 +114,32 @@ def test_all_engines_give_the_true_sum_on_the_small_network(sizes):
         if name not in ONE_IMAGE or max(sizes) == 1:
             gradients, _ = engine(model, loss, exact, 0.3)
             assert disagreement(gradients, truth) < 1e-9
+
+
+def on_a_table(name, **parameters):
+    data = {"collection": "c", "features": [f"f{number}" for number in range(13)]}
+    tables = {"task": {"labels": LABELS}, "data": data, "network": {"name": name, "parameters": parameters}}
+    return build_network(Job.model_validate({"name": "j", "sites": ["a"]} | tables), 2)
+
+
+@pytest.mark.parametrize("name", OF_TABLES)
+@pytest.mark.parametrize("sizes", [(2, 1, 4), (1, 1, 1)], ids=["patients", "rows"])
+@pytest.mark.parametrize("clip", [0.01, 100.0])
+def test_all_engines_give_the_true_sum_on_tables(name, sizes, clip):
+    model, count = on_a_table(name).double(), sum(sizes)
+    random = torch.Generator().manual_seed(0)
+    rows = torch.randn(count, 13, generator=random, dtype=torch.float64) * 3
+    units = Sample(rows, torch.randint(0, 2, (count,), generator=random), sizes)
+    truth = true_sum(model, units, clip)
+    for engine_name, engine in ENGINES.items():
+        if engine_name not in ONE_IMAGE or max(sizes) == 1:
+            assert disagreement(engine(model, loss, units, clip)[0], truth) < 1e-9
+
+
+@pytest.mark.parametrize("model", [on_a_table("linear"), on_a_table("mlp"), on_a_table("mlp", dropout=0.5)])
+def test_fast_engines_are_offered_for_tables(model):
+    assert all(is_right(name, model, TASK, Workload((13,), LABELS, 1, 8)) for name in ("bookkeeping", "vmap"))
+    assert choose_engine(model, TASK, Workload((13,), LABELS, 1, 8)) in ENGINES
 
 
 LAYERS = {

@@ -9,7 +9,9 @@ from common.job import DataSection, parse_job
 from common.networks import NETWORKS, build_network, initial_model, load_tensors, tensors_of
 from common.standardisation import StandardisedConv2d, StandardisedConv3d
 
-CASES = [(name, size) for name in NETWORKS for size in ("[32, 32]", "[32, 32, 32]")]
+OF_IMAGES = [name for name, architecture in NETWORKS.items() if not architecture.table]
+OF_TABLES = [name for name, architecture in NETWORKS.items() if architecture.table]
+CASES = [(name, size) for name in OF_IMAGES for size in ("[32, 32]", "[32, 32, 32]")]
 
 
 def job(name="small-cnn", size="[32, 32]", extra=""):
@@ -21,6 +23,21 @@ labels = ["n", "p"]
 [data]
 collection = "c"
 size = {size}
+[network]
+name = "{name}"
+{extra}""")
+
+
+def table_job(name="linear", features=("age", "sex=1", "pulse"), extra="", seed=0):
+    return parse_job(f"""
+name = "j"
+sites = ["a"]
+seed = {seed}
+[task]
+labels = ["n", "p"]
+[data]
+collection = "c"
+features = [{", ".join(f'"{feature}"' for feature in features)}]
 [network]
 name = "{name}"
 {extra}""")
@@ -74,7 +91,7 @@ def test_a_wrong_name_or_parameter_is_refused_in_one_line():
         build_network(job(extra="[network.parameters]\nwidht = 3"), 2)
 
 
-@pytest.mark.parametrize("name", list(NETWORKS))
+@pytest.mark.parametrize("name", OF_IMAGES)
 @pytest.mark.parametrize("setting", ["pretrained = true", "spatial_dims = 3", "num_classes = 7", "out_channels = 7"])
 def test_a_job_can_neither_fetch_weights_nor_change_the_networks_shape(name, setting):
     with pytest.raises(JobError, match="takes no parameter"):
@@ -95,7 +112,7 @@ def test_images_too_small_for_a_network_are_refused_before_anything_is_spent(siz
 
 
 def test_no_network_has_a_layer_that_changes_its_input_in_place():
-    for name in NETWORKS:
+    for name in OF_IMAGES:
         assert not any(getattr(layer, "inplace", False) for layer in build_network(job(name, "[64, 64]"), 2).modules())
 
 
@@ -126,3 +143,71 @@ def test_images_on_a_standard_scale_have_about_zero_mean_and_unit_scale_by_publi
     network.network[0].register_forward_pre_hook(lambda _, images: seen.append(images[0]))
     network(torch.tensor([0.0, 0.5, 1.0]).repeat(1, 1, 64, 22)[..., :64])
     assert seen[0].unique().tolist() == [-2.0, 0.0, 2.0]
+
+
+@pytest.mark.parametrize("name", OF_TABLES)
+@pytest.mark.parametrize("count", [1, 3, 300])
+def test_a_network_for_tables_takes_any_number_of_features_and_looks_at_each_row_alone(name, count):
+    network = build_network(table_job(name, [f"f{number}" for number in range(count)]), 2).eval()
+    rows = torch.rand(5, count)
+    with torch.inference_mode():
+        together, alone = network(rows), network(rows[:1])
+    assert together.shape == (5, 2)
+    assert torch.allclose(together[:1], alone, atol=1e-6)
+
+
+def test_logistic_regression_starts_as_torch_starts_a_linear_layer_with_the_jobs_seed():
+    torch.manual_seed(42)
+    layer = torch.nn.Linear(3, 2)
+    found = initial_model(table_job(seed=42))
+    assert [tensor.tobytes() for tensor in found.values()] == [
+        tensor.detach().numpy().tobytes() for tensor in (layer.weight, layer.bias)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("setting", "tensors"), [("", 6), ("hidden = 7\ndepth = 1\ndropout = 0.5", 4), ("depth = 4", 10)]
+)
+def test_hidden_layers_are_as_many_and_as_wide_as_the_job_says(setting, tensors):
+    found = initial_model(table_job("mlp", extra=f"[network.parameters]\n{setting}"))
+    assert len(found) == tensors
+    assert next(iter(found.values())).shape[0] == (7 if "hidden" in setting else 32)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "hidden = 0",
+        "depth = 0",
+        "dropout = 1.0",
+        'hidden = "wide"',
+        "hidden = 10000000000",
+        "depth = 1000000000",
+        "width = 3",
+    ],
+)
+def test_parameters_that_make_no_network_are_refused_in_one_line(setting):
+    with pytest.raises(JobError) as refusal:
+        build_network(table_job("mlp", extra=f"[network.parameters]\n{setting}"), 2)
+    assert '"network.parameters"' in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_networks_of_images_and_of_tables_are_not_mixed_up():
+    with pytest.raises(JobError, match=r"small-cnn is for images, and the job has a table .*choose one of linear, mlp"):
+        build_network(table_job("small-cnn"), 2)
+    with pytest.raises(JobError, match="linear is for tables, and the job has images: choose one of small-cnn"):
+        build_network(job("linear"), 2)
+
+
+@pytest.mark.parametrize(("extra", "said"), [
+    ('augment = "light"', "augment is for images"),
+    ('scale = "standard"', "means and deviations need one value for each feature"),
+    ('scale = "standard"\nmeans = [1]\ndeviations = [1]', "3 are expected, got 1 and 1"),
+    ('scale = "standard"\nmeans = [1, 2, 3]\ndeviations = [1, 0, 1]', "greater than 0"),
+    ('scale = "site"\n[privacy]\nmechanism = "dp-sgd"', 'use "unit", or for tables "standard" with public means'),
+])  # fmt: skip
+def test_a_job_on_a_table_that_makes_no_sense_is_refused(extra, said):
+    text = 'name = "j"\nsites = ["a"]\n[task]\nlabels = ["n", "p"]\n[data]\ncollection = "c"\n'
+    with pytest.raises(JobError, match=said):
+        parse_job(f'{text}features = ["a", "b", "c"]\n{extra}')
