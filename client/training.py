@@ -30,7 +30,8 @@ from client.privacy.sampling import units_of
 from client.pull import BoundPull, Pull
 from common.errors import JobError, UsageError
 from common.job import Job
-from common.privacy import sampling_rate, steps_per_round
+from common.privacy import sampling_rate
+from common.selection import planned_steps
 from common.tasks.task import Task
 
 OF_PHASE = 998_244_353
@@ -75,14 +76,12 @@ def plan_steps(job: Job, cases: CaseSet, released_units: int | None = None) -> P
     """
     if not job.private:
         images = len(cases.labels)
-        batches = math.ceil(images / job.training.batch_size)
-        steps = job.training.local_steps or max(1, round(job.training.local_epochs * batches))
-        return Plan(steps, min(1.0, job.training.batch_size / images), images)
+        return Plan(planned_steps(job, images), min(1.0, job.training.batch_size / images), images)
     if job.privacy.engine != "auto":
         named_engine(job.privacy.engine, _images_a_unit(job, cases))  # here, before any privacy is spent
     count = released_units or len(units_of(cases.patients, job.privacy.unit))
     rate = sampling_rate(job.training.batch_size, count)
-    return Plan(job.training.local_steps or steps_per_round(job.training.local_epochs, rate), rate, count)
+    return Plan(planned_steps(job, count), rate, count)
 
 
 def train_round(

@@ -21,8 +21,8 @@ from dataclasses import dataclass, replace
 
 from common.errors import RefusedError
 from common.job import Job
-from common.privacy import Spending, epsilon_of, noise_for, rdp_epsilon_of, sampling_rate, steps_per_round
-from common.selection import rounds_of, steps_from, steps_of_round
+from common.privacy import Spending, epsilon_of, noise_for, rdp_epsilon_of, sampling_rate
+from common.selection import planned_steps, rounds_of, steps_from, steps_of_round
 
 GUESS = 500
 """Units that a site is taken to have when nobody says."""
@@ -109,7 +109,7 @@ def _site(job: Job, parameters: int, site: str, units: int | None, left: float |
     privacy, known = job.privacy, units or GUESS
     allowed = privacy.epsilon if left is None else min(privacy.epsilon, left)
     rate = sampling_rate(job.training.batch_size, known)
-    each = job.training.local_steps or steps_per_round(job.training.local_epochs, rate)
+    each = planned_steps(job, known)
     steps = steps_from(job, site, 1, each)
     nothing, refusal = SitePlan(site, known, units is None, rate, each, steps), ""
     if left is not None and left < privacy.epsilon:

@@ -5,11 +5,13 @@ Because a site can tell in which rounds it will be asked, its noise is calibrate
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
 
 from common.job import Job
+from common.privacy import sampling_rate, steps_per_round
 from common.strategies import Cyclic, Ditto, FedRep
 
 
@@ -33,6 +35,16 @@ def rounds_of(job: Job, site: str, first: int) -> int:
     if not isinstance(job.aggregation.known_parameters, Cyclic) and job.aggregation.sites_per_round is None:
         return max(0, rounds - first + 1)
     return sum(site in chosen(job, number) for number in range(first, rounds + 1))
+
+
+def planned_steps(job: Job, count: int) -> int:
+    """Return how many steps train the common model in a round at a site with so many images, or (with DP) units."""
+    training = job.training
+    if training.local_steps is not None:
+        return training.local_steps
+    if job.private:
+        return steps_per_round(training.local_epochs, sampling_rate(training.batch_size, count))
+    return max(1, round(training.local_epochs * math.ceil(count / training.batch_size)))
 
 
 def steps_of_round(job: Job, steps: int) -> int:

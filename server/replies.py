@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from common.errors import UpdateError
+from common.job import Job
+from common.selection import planned_steps
 from common.update import Answer, Request, Tensors, check_tensors
 from server.aggregation import MAX_WEIGHT
 from server.strategies.strategy import Gathering
@@ -46,14 +48,14 @@ def check_answer(answer: Answer, request: Request, site: str) -> None:
         raise UpdateError(f"{site}: the answer is for round {answer.number}, not {request.number}")
 
 
-def check_update(answer: Answer, model: Tensors, known: int | None) -> Tensors:
+def check_update(answer: Answer, job: Job, model: Tensors, known: int | None) -> Tensors:
     """Return the tensors of an answer to a training request, checked against the model and the count known so far.
 
     Raises
     ------
     UpdateError
-        No tensors, another architecture, NaN or infinity, or a count that is out of range, contradicts the site's own
-        metrics, or differs from `known` by more than half.
+        No tensors, another architecture, NaN or infinity, a count that is out of range, contradicts the site's own
+        metrics, or differs from `known` by more than half, or steps that are not the job's.
     """
     site, count = answer.site, answer.examples
     if answer.tensors is None:
@@ -66,5 +68,8 @@ def check_update(answer: Answer, model: Tensors, known: int | None) -> Tensors:
         raise UpdateError(f"{site}: the count of examples is {count}, but its metrics say {stated:g}")
     if known is not None and abs(count - known) > max(JUMP * known, JUMP_FLOOR):
         raise UpdateError(f"{site}: the count of examples jumped from {known} to {count}")
+    taken, planned = metrics.get("train.steps"), planned_steps(job, count)
+    if taken is not None and taken != planned:  # FedNova and SCAFFOLD divide by it: nothing to be taken on trust
+        raise UpdateError(f"{site}: it says that it took {taken:g} steps, and the job has {planned} for its count")
     check_tensors(answer.tensors, model, site)
     return answer.tensors

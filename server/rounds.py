@@ -204,7 +204,7 @@ class RoundLoop:
 
     def _add(self, answer: Answer, asked: Request, shared: Tensors, total: Gathering | CentralGathering) -> SiteStatus:
         if not isinstance(answer, Summed):
-            check_update(answer, shared, self._examples.get(answer.site))
+            check_update(answer, self._job, shared, self._examples.get(answer.site))
             behind = self._number + 1 - asked.number
             total.add(Update.of(answer, behind, self._older.get(asked.number) if behind else None))
         self._examples[answer.site] = answer.examples

@@ -53,7 +53,7 @@ class Worker:
         if turn != self._round or self._gathering is None:
             self._round, self._gathering = turn, build_strategy(request.job).begin(shared, {})
         try:
-            check_update(answer, shared, None)
+            check_update(answer, request.job, shared, None)
             self._gathering.add(Update.of(answer))
         except UpdateError:
             return answer  # whoever checks it next says what is wrong
