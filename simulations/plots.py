@@ -20,7 +20,7 @@ from simulations.results import Result, varied_keys
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d31")
 MARKS = "os^Dv<>P*X"
-MOST_LINES, MOST_HOSPITALS = 16, 24
+MOST_LINES, MOST_HOSPITALS, MOST_NUMBERS = 16, 24, 48
 """More lines than this are not told apart; more hospitals are shown as a distribution."""
 NAMES = {"auc": "AUC", "accuracy": "accuracy", "loss": "loss", "sensitivity": "sensitivity", "specificity": "specificity"}  # fmt: skip  # noqa: E501
 SCOPES = {"pooled": "all hospitals' patients", "mean": "mean over hospitals", "unseen": "unseen patients", "worst": "worst hospital"}  # fmt: skip  # noqa: E501
@@ -92,8 +92,10 @@ def _curves(figure: Any, results: Sequence[Result], scope: str, metric: str, lab
         )
     if by_bytes:
         panel.set_xscale("log")
+    else:
+        panel.xaxis.get_major_locator().set_params(integer=True)
     panel.set_xlabel("MB over the wire, both ways, all hospitals" if by_bytes else "round")
-    _finish(figure, panel, label, len(drawn))
+    _finish(figure, panel, label)
     return True
 
 
@@ -121,17 +123,18 @@ def _hospitals(figure: Any, results: Sequence[Result], metric: str) -> bool:
         for number, (key, by_site) in enumerate(chosen.items()):
             values = [np.array(by_site.get(site, [np.nan])) for site in sites]
             at = np.arange(len(sites)) + width * (number - (len(chosen) - 1) / 2)
-            panel.bar(
+            bars = panel.bar(
                 at, [one.mean() for one in values], width * 0.92, yerr=[_deviation(one) for one in values],
                 color=COLOURS[number % len(COLOURS)], hatch="" if number < len(COLOURS) else "//", label=_words(key),
                 error_kw={"linewidth": 0.8, "ecolor": "#444444"},
             )  # fmt: skip
+            if len(sites) * len(chosen) <= MOST_NUMBERS:
+                panel.bar_label(bars, fmt="%.2f", fontsize=7, label_type="center", rotation=90, color="white")
         many = sum(map(len, sites)) > 60
         panel.set_xticks(range(len(sites)), sites, rotation=30 if many else 0, ha="right" if many else "center")
-        lowest = min(np.mean(values) - _deviation(np.array(values)) for by in chosen.values() for values in by.values())
         if metric != "loss":
-            panel.set_ylim(bottom=max(0.0, float(lowest) - 0.1), top=1.0)
-    _finish(figure, panel, f"{NAMES[metric]} on the hospital's own patients", len(chosen))
+            panel.set_ylim(0, 1.05)
+    _finish(figure, panel, f"{NAMES[metric]} on the hospital's own patients")
     return True
 
 
@@ -161,7 +164,7 @@ def _along(figure: Any, lines: Sequence[Line], key: str, label: str) -> bool:
     panel.set_xlabel(
         "epsilon of a patient, whole run (smaller: more private)" if key.endswith("privacy.epsilon") else key
     )
-    _finish(figure, panel, label, len(found))
+    _finish(figure, panel, label)
     return True
 
 
@@ -176,10 +179,13 @@ def _number_axis(panel: Any, values: Sequence[float]) -> None:
     panel.set_xticks(places, [f"{place:g}" for place in places])
 
 
-def _finish(figure: Any, panel: Any, label: str, lines: int) -> None:
+def _finish(figure: Any, panel: Any, label: str) -> None:
     panel.set_ylabel(label)
     panel.grid(axis="y", linewidth=0.3)
-    figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=min(4, max(1, lines)), frameon=False, fontsize=9)  # fmt: skip  # noqa: E501
+    panel.set_axisbelow(True)
+    handles, names = panel.get_legend_handles_labels()
+    columns = max(1, min(4, len(names), 96 // (8 + max(map(len, names)))))
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
 
 def _running(result: Result) -> list[float]:

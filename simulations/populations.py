@@ -191,7 +191,9 @@ def _by_column(source: Source, split: PartitionSection) -> dict[str, np.ndarray]
     places: dict[str, set[int]] = {}
     for text, patient in zip(source.columns[split.column], source.cases.patients.tolist(), strict=True):
         places.setdefault(_name(text), set()).add(patient)
-    if double := next((who for who, times in Counter(p for all_ in places.values() for p in all_).items() if times > 1), None):  # fmt: skip  # noqa: E501
+    times = Counter(patient for mine in places.values() for patient in mine)
+    double = next((patient for patient, count in times.items() if count > 1), None)
+    if double is not None:
         raise UsageError(f'partition.column: patient number {double} is in two hospitals by "{split.column}"')
     kept = {name: np.array(sorted(who)) for name, who in sorted(places.items()) if len(who) >= split.least}
     if not kept:

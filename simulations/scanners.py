@@ -46,8 +46,11 @@ def _look(section: ScannersSection, site: str, seed: int, inverted: bool) -> Loo
 
 def seen_through(look: Look, cases: CaseSet, seed: tuple[int, ...]) -> CaseSet:
     """Return the cases as that scanner shows them. `seed` is that of the noise."""
-    images = np.asarray(cases.images, np.float32) ** np.float32(look.gamma)
-    images = (images - 0.5) * np.float32(look.gain) + np.float32(0.5 + look.offset)
+    images = np.asarray(cases.images, np.float32)
+    if look.gamma != 1:
+        images = images ** np.float32(look.gamma)
+    if (look.gain, look.offset) != (1, 0):
+        images = (images - 0.5) * np.float32(look.gain) + np.float32(0.5 + look.offset)
     if look.blur:
         images = gaussian_filter(images, (0, 0, *[look.blur] * (images.ndim - 2)))
     if look.noise:

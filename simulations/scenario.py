@@ -146,6 +146,11 @@ class JudgeSection(Section):
         "or the hospital that fares worst",
     )
     model: Literal["best", "last"] = Field("last", description="best by the job's criterion on validation, or the last")
+    scale: Literal["model", "site"] = Field(
+        "model",
+        description='tables with job.data.scale = "site": held-out rows are scaled as the model\'s training rows were, '
+        'or, "site", by their own hospital\'s even for a pooled model',
+    )
     sites: int = Field(100, ge=0, description="judge so many hospitals one by one at most, evenly chosen")
 
 

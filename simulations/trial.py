@@ -205,7 +205,8 @@ def _one(ready: Ready, settings: Settings, folder: Path) -> Outcome:
     """A federation, or all cases in one place."""
     job, cell = ready.job, ready.cell
     population = pool(ready.population) if cell.kind == "pooled" else ready.population
-    everyone = population[POOLED].splits["train"] if cell.kind == "pooled" else None
+    together = cell.kind == "pooled" and cell.judge.scale == "model"
+    everyone = population[POOLED].splits["train"] if together else None
     judge = Judge(job, ready.population, ready.unseen, cell.judge, pick_device(settings.device), everyone)
     own, local = personal(job), local_names(job)
     curve = _read_curve(folder)
