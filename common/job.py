@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -276,10 +278,16 @@ class Job(Section):
         """Return the job as canonical JSON: every default written out, keys sorted, no spaces, ASCII."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """The SHA-256 of the canonical JSON, in lower-case hexadecimal."""
+        """The SHA-256 of the canonical JSON, in lower-case hexadecimal. Computed once: a job may name 10,000 sites."""
         return hashlib.sha256(self.canonical_json().encode("ascii")).hexdigest()
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy with the fields of `update` in place of its own, and a digest of its own."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("digest", None)
+        return copied
 
 
 def read_job(path: Path) -> Job:

@@ -54,6 +54,13 @@ def test_the_digest_is_the_same_today_as_when_it_was_first_written_down():
     assert parse_job(SMALLEST).digest == "252bb9f5daab59bd36105b9c685745ece42ee5ff3e480ba15a61a42d3b4ddeed"
 
 
+def test_a_changed_copy_of_a_job_has_a_digest_of_its_own():
+    job = parse_job(SMALLEST)
+    before = job.digest
+    assert job.model_copy(update={"seed": 1}).digest == parse_job(SMALLEST.replace("sites", "seed = 1\nsites")).digest
+    assert job.digest == before == job.model_copy().digest
+
+
 def test_a_job_survives_the_wire():
     job = parse_job(SMALLEST)
     assert job_from_json(job.canonical_json()) == job
