@@ -1,4 +1,4 @@
-"""Seconds a round and peak memory of simulations with 100 to 10,000 sites, 100 of them a round, each in its own process.
+"""Seconds a round and peak memory of simulations with 100 to 10,000 sites, 100 a round, each in its own process.
 
 Run by hand: python tests/benchmarks/simulation_scale.py [--sites 100 1000 10000] [--rounds 20] [--strategy fedavg]
 Hospitals are made when they are asked and forgotten after: 64 cases of 13 features, logistic regression.
@@ -69,7 +69,8 @@ def main() -> None:
         print(json.dumps(run(options.sites[0], options.rounds, options.strategy)))
         return
     print(
-        f"load {os.getloadavg()[0]:.1f}, {options.strategy}\n| sites | s a round of 100 | peak memory MB |\n|---|---|---|"
+        f"load {os.getloadavg()[0]:.1f}, {options.strategy}\n"
+        "| sites | s a round of 100 | peak memory MB |\n|---|---|---|"
     )
     for sites in options.sites:
         words = ["--one", "--sites", str(sites), "--rounds", str(options.rounds), "--strategy", options.strategy]

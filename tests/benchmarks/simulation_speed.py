@@ -1,4 +1,4 @@
-"""Clients trained a second, in simulations of the same work: ours, Flower's stock simulation, pfl-research, a bare loop.
+"""Clients trained a second, in simulations of the same work: ours, Flower's stock simulation, pfl, and a bare loop.
 
 Run by hand: python tests/benchmarks/simulation_speed.py [--sites 10 100 1000] [--rounds 30] [--repeats 3]
 Needs `pip install "flwr[simulation]" pfl==0.6.0` beside the project.
