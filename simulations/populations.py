@@ -46,6 +46,10 @@ class Hospitals(Mapping[str, Hospital]):
             splits[split] = cases
         return Hospital(name, splits)
 
+    def __contains__(self, name: object) -> bool:
+        """Whether there is such a hospital; it is not made for that."""
+        return name in self._rows
+
     def __iter__(self) -> Iterator[str]:
         """Go through the names."""
         return iter(self._rows)
@@ -78,6 +82,10 @@ class Phantoms(Mapping[str, Hospital]):
                 for place, (split, found) in enumerate(splits.items())
             }
         return Hospital(name, splits)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is such a hospital; it is not made for that."""
+        return name in self.names
 
     def __iter__(self) -> Iterator[str]:
         """Go through the names."""

@@ -199,6 +199,14 @@ def test_ten_thousand_hospitals_are_made_when_they_are_asked():
     assert len(set(population.sizes)) > 5
 
 
+def test_to_ask_whether_a_hospital_is_there_does_not_make_it(monkeypatch):
+    section = SourceSection(kind="phantoms", patients=6)
+    population = populate_each(section, PartitionSection(kind="each", sites=20), NO_SHIFT, DATA, 3)
+    monkeypatch.setattr("simulations.populations.draw_phantoms", None)
+    assert "site-07" in population
+    assert "site-21" not in population
+
+
 def test_only_phantoms_can_be_drawn_anew_for_each_hospital():
     with pytest.raises(UsageError, match="is for phantoms"):
         populate_each(SourceSection(kind="npz"), PartitionSection(kind="each", sites=3), NO_SHIFT, DATA, 0)
