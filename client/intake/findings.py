@@ -64,9 +64,9 @@ def _of_files(taken: Sequence[FileRecord]) -> list[str]:
 
 def _of_labels(labels: Labels | None, taken: Sequence[FileRecord]) -> list[str]:
     lines = []
-    if labels is not None and (unused := len(labels.rows) - len(labels.used)):
-        lines.append(f"rows of the label file that match no readable image: {unused}")
     rows = [record for record in taken if record.format == "table"]
+    if not rows and labels is not None and (unused := len(labels.rows) - len(labels.used)):
+        lines.append(f"rows of the label file that match no readable image: {unused}")
     if rows and labels is not None and not any(row.patient for row in labels.rows.values()):
         lines.append('every row counts as a patient: if several are of one person, say so by a column "patient"')
     plain = [record for record in taken if record.format not in ("dicom", "table")]

@@ -16,6 +16,8 @@ from common.errors import DataError
 from common.files import write_atomically
 
 REPORTS = "reports"
+TABLES = (".csv", ".tsv")
+"""How the names of tables end."""
 _REASONS_ON_SCREEN = 12
 
 
@@ -35,8 +37,9 @@ class Flag(NamedTuple):
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What one import did. Counts are files: `indexed` are new or changed, `removed` were indexed and are no longer.
+    """What one import did.
 
+    Counts are files, or a table's rows: `indexed` are new or changed, `removed` were indexed and are no longer.
     `summary` is the whole collection after the import, or None when it is empty. No value of any attribute is in a
     report: names of files and attributes, modalities and labels are all there is.
     """
@@ -59,15 +62,21 @@ class ImportReport:
         return self.indexed + self.unchanged + len(self.refused)
 
     @property
+    def of_rows(self) -> bool:
+        """Whether a table was imported: then counts are rows."""
+        return Path(self.folder).suffix.lower() in TABLES
+
+    @property
     def reasons(self) -> dict[str, int]:
         """How many were refused for each kind of reason (its words before a colon), the most frequent first."""
         return dict(Counter(reason.split(":")[0] for _, reason in self.refused).most_common())
 
     def lines(self) -> list[str]:
         """Return the report as one screen of text."""
+        what = "rows" if self.of_rows else "files"
         head = [
             f'Import of {shown(self.folder)} into "{self.collection}", {self.at}, {self.seconds:.1f} s',
-            f"  files {self.files}: indexed {self.indexed}, unchanged {self.unchanged}, refused {len(self.refused)}"
+            f"  {what} {self.files}: indexed {self.indexed}, unchanged {self.unchanged}, refused {len(self.refused)}"
             + (f"; no longer there or no longer accepted {self.removed}" if self.removed else ""),
         ]
         return [*head, *self._collection_lines(), *self._refusal_lines(), *self._warning_lines()]
@@ -86,10 +95,11 @@ class ImportReport:
     def _collection_lines(self) -> list[str]:
         if self.summary is None:
             return ["  the collection is empty: there is nothing to train on"]
+        nouns = "rows" if self.of_rows else "images"
         modalities = ", ".join(f"{name} {count}" for name, count in self.summary.modalities.items())
         lines = [
-            f"The collection now: {self.summary.images} images of {self.summary.patients} patients ({modalities})",
-            f"  {'split':<12}{'images':>8}{'patients':>10}  labels",
+            f"The collection now: {self.summary.images} {nouns} of {self.summary.patients} patients ({modalities})",
+            f"  {'split':<12}{nouns:>8}{'patients':>10}  labels",
         ]
         for name, split in self.summary.splits.items():
             labels = ", ".join(f"{label or '(none)'} {count}" for label, count in split.labels.items())

@@ -26,6 +26,7 @@ from client.intake.labels import (
     split_of,
     told_apart,
 )
+from client.intake.report import TABLES
 from client.intake.table import written
 from common.errors import DataError, UsageError
 
@@ -59,7 +60,7 @@ class _Sheet:
 
 def is_table(path: Path) -> bool:
     """Whether what is to be imported is a table, and not a folder."""
-    return path.is_file() and path.suffix.lower() in (".csv", ".tsv")
+    return not path.is_dir() and path.suffix.lower() in TABLES
 
 
 def folder_of(kit_folder: Path, collection: str, table: Path, pseudonyms: Pseudonyms) -> Path:

@@ -21,18 +21,16 @@ def splits_of(
     """
     taken = [record for record in records if not record.reason]
     fixed: dict[str, tuple[str, int]] = {}
-    for record in taken:
-        row = row_of(record, rules)
-        if row is None or not row.split:
-            continue
-        split, line = fixed.setdefault(record.patient, (row.split, row.line))
-        source = rules.labels.source if rules.labels is not None else ""
+    source = rules.labels.source if rules.labels is not None else ""
+    named = [(row, record.patient) for record in taken if (row := row_of(record, rules)) is not None and row.split]
+    for row, patient in sorted(named, key=lambda pair: pair[0].line):
+        split, line = fixed.setdefault(patient, (row.split, row.line))
         if split != row.split:
             raise DataError(
                 f"{source}:{row.line}: the row is in the {row.split} split, but line {line}, of the same patient, is "
                 f"in the {split} split: a patient is in one"
             )
-        if (known := before.get(record.patient, row.split)) != row.split:
+        if (known := before.get(patient, row.split)) != row.split:
             raise DataError(
                 f"{source}:{row.line}: the row is in the {row.split} split, but its patient is in the {known} split "
                 "since an earlier import, and splits never change: import into a new collection"

@@ -102,6 +102,9 @@ def test_a_row_without_a_value_is_refused_with_file_line_and_column(kit_folder, 
     assert report.refused == (("heart.csv:5", "the row has no value: age"),)
     assert report.indexed == 39
     assert any(line.startswith("rows without a value, by column: age 1") for line in report.warnings)
+    text = "\n".join(report.lines())
+    assert "rows 40: indexed 39" in text
+    assert "image" not in text
 
 
 def test_rows_without_a_label_or_a_patient_are_refused_too(kit_folder, write):
@@ -187,6 +190,11 @@ def test_a_column_that_cannot_be_a_feature_is_refused_when_asked_for(kit_folder,
     with pytest.raises(UsageError, match=f'column "{columns[-1]}"'):
         import_folder(kit_folder, "heart", write(), options=ImportOptions(columns=columns))
     assert not list(kit_folder.rglob("*.json"))
+
+
+def test_a_table_that_is_not_there_is_said_to_be_a_table(kit_folder, tmp_path):
+    with pytest.raises(DataError, match="the table can't be read: No such file"):
+        import_folder(kit_folder, "heart", tmp_path / "heart.csv")
 
 
 def test_labels_may_name_the_table_itself_but_no_other_file(kit_folder, write, tmp_path):
