@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from client.dataset import CaseSet
+from common.errors import DataError
 from common.job import DataSection
 
 
@@ -15,13 +16,16 @@ def scaled(splits: Mapping[str, CaseSet], data: DataSection) -> dict[str, CaseSe
     """Return the splits of a table as the job wants them scaled; images are as they are.
 
     "standard": (x - mean) / deviation by the job's constants. "site": by mean and standard deviation (N - 1) of the
-    training split, the same for all splits; a feature that is the same for all becomes 0.
+    training split, the same for all splits; a feature that is the same for all becomes 0. Raises DataError when there
+    is no training split to scale by.
     """
     if not data.table or data.scale == "unit":
         return dict(splits)
     if data.scale == "standard":
         mean, deviation = np.array(data.means), np.array(data.deviations)
     else:
+        if "train" not in splits or not len(splits["train"].labels):
+            raise DataError('data.scale = "site" needs a training split, and there is none here')
         training = splits["train"].images.astype(np.float64)
         mean = training.mean(axis=0)
         constant = training.max(axis=0) == training.min(axis=0)  # its deviation may come out as a rounding error

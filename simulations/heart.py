@@ -18,6 +18,7 @@ from sklearn.model_selection import train_test_split
 
 from client.dataset import CaseSet
 from common.errors import DataError
+from common.files import read_text
 from simulations.members import Hospital
 
 HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
@@ -44,11 +45,16 @@ def hospitals(folder: Path) -> dict[str, Hospital]:
 def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return the features, (N, 13) float32, and disease, (N,) bool, of one original file. Raises DataError."""
     try:
-        lines = path.read_text(encoding="ascii").split()
+        lines = read_text(path).split()
     except OSError as error:
         raise DataError(f"{path}: the hospital's file can't be read: {error.strerror}") from error
-    rows = [[*cells[:10], cells[13]] for cells in (line.split(",") for line in lines)]
-    whole = np.array([[float(cell) for cell in row] for row in rows if "?" not in row])
+    try:
+        rows = [[*cells[:10], cells[13]] for cells in (line.split(",") for line in lines)]
+        whole = np.stack([[float(cell) for cell in row] for row in rows if "?" not in row])
+    except (IndexError, ValueError) as error:
+        raise DataError(
+            f"{path}: this is not the original file: it has rows of 14 numbers or question marks"
+        ) from error
     values = dict(zip(COLUMNS, whole.T, strict=False))
     columns = [_feature(values, *feature.split("=")) for feature in FEATURES]
     return np.stack(columns, axis=1).astype(np.float32), whole[:, -1] > 0

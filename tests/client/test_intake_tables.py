@@ -305,6 +305,12 @@ def test_a_feature_that_is_the_same_for_all_becomes_nothing(kit_folder, write):
         assert np.array_equal(one.images[:, 1:], np.zeros_like(one.images[:, 1:]))
 
 
+def test_without_a_training_split_there_is_nothing_to_scale_by(kit_folder, write):
+    import_folder(kit_folder, "heart", write())
+    with pytest.raises(DataError, match="needs a training split"):
+        scaled({"test": cases(kit_folder, "test")}, data(scale="site"))
+
+
 def test_public_constants_scale_as_they_say(kit_folder, write):
     import_folder(kit_folder, "heart", write())
     splits = {"train": cases(kit_folder)}

@@ -69,6 +69,13 @@ def test_a_folder_without_the_original_files_is_refused_in_one_line(tmp_path):
         hospitals(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["", "1,2,3\n", "age,sex\n", "1,2,3,4,5,6,7,8,9,10,11,12,13,ill\n"])
+def test_another_file_than_the_original_is_refused_in_one_line(tmp_path, text):
+    (tmp_path / "processed.cleveland.data").write_text(text)
+    with pytest.raises(DataError, match="not the original file"):
+        hospitals(tmp_path)
+
+
 @pytest.mark.parametrize(("seed", "published"), [
     (42, [0.7596, 0.6966, 0.6875, 0.6222]),
     pytest.param(43, [0.7212, 0.7416, 0.7500, 0.6667], marks=pytest.mark.slow),
