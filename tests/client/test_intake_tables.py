@@ -26,6 +26,15 @@ def lines(count=40, patients=20):
 
 
 @pytest.fixture
+def kit_folder(kit_folder):
+    """A kit with a key of which it is known that every split has patients."""
+    key = kit_folder / "pseudonym.key"
+    key.write_bytes(bytes([1]) * 32)
+    key.chmod(0o600)
+    return kit_folder
+
+
+@pytest.fixture
 def write(tmp_path):
     def write(*rows, heading=HEADING, name="heart.csv"):
         path = tmp_path / name
