@@ -28,6 +28,7 @@ from client.privacy.engines import ENGINES, named_engine
 from client.privacy.remembered import remembered_engine
 from client.privacy.sampling import units_of
 from client.pull import BoundPull, Pull
+from client.sgd import SGD
 from common.errors import JobError, UsageError
 from common.job import Job
 from common.privacy import sampling_rate
@@ -109,7 +110,7 @@ def train_round(
     """
     started = time.perf_counter()
     network.train()
-    optimizer = _optimizer(network, job)
+    optimizer = _optimizer(network, job, device)
     plan = plan or plan_steps(job, cases)
     trainer = _Trainer(network, cases, targets, task, job, optimizer, pull.bind(network, device), device)
     if mechanism is None:
@@ -134,7 +135,7 @@ class _Trainer:
         targets: Tensor,
         task: Task,
         job: Job,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | SGD,
         pull: BoundPull,
         device: torch.device,
     ) -> None:
@@ -153,11 +154,16 @@ class _Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         with self._precision():
             loss = self.task.loss(self.network(images).float(), targets).mean()
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        self.scaler.unscale_(self.optimizer)
-        self._before_step()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        if isinstance(self.optimizer, SGD) or not self.mixed:
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._before_step()
+            self.optimizer.step()
+        else:
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            self.scaler.unscale_(self.optimizer)
+            self._before_step()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         self.average.add()
         return float(loss.detach())
 
@@ -240,8 +246,10 @@ def _images_a_unit(job: Job, cases: CaseSet) -> int:
     return min(images, job.privacy.max_images_per_patient) * job.privacy.augmentations
 
 
-def _optimizer(network: nn.Module, job: Job) -> torch.optim.Optimizer:
+def _optimizer(network: nn.Module, job: Job, device: torch.device) -> torch.optim.Optimizer | SGD:
     settings, parameters = job.training, trainable(network)
+    if settings.optimizer == "sgd" and device.type == "cpu":
+        return SGD(parameters, settings.learning_rate, settings.momentum)
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     return torch.optim.SGD(parameters, lr=settings.learning_rate, momentum=settings.momentum)
