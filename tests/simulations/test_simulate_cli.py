@@ -241,7 +241,7 @@ def test_tables_and_arrays_of_ones_own_are_sources(place, capsys):
         'name = "t"\n[source]\nkind = "table"\npath = "patients.csv"\nlabel = "outcome"\n[partition]\nkind = "column"\n'
         'column = "ward"\n[job.task]\nlabels = ["well", "sick"]\n[job.data]\nfeatures = ["age", "pulse"]\n'
         'scale = "site"\n[job.network]\nname = "linear"\n'
-        '[job.training]\nlearning_rate = 0.5\nbatch_size = 8\n'
+        "[job.training]\nlearning_rate = 0.5\nbatch_size = 8\n"
         '[job.aggregation]\nrounds = 8\n[[arms]]\nname = "FedAvg"\n'
     )
     code, out, _ = wardround(capsys, "t.toml", "--json")
