@@ -34,6 +34,14 @@ def test_the_federation_in_the_readme_is_a_valid_federation(tmp_path):
     assert [site.name for site in read_federation(tmp_path / "federation.toml").sites] == ["north", "south"]
 
 
+def test_the_study_in_the_readme_is_a_valid_study(tmp_path):
+    from simulations.scenario import read_scenario
+
+    (text,) = [block for block in BLOCKS if "[[arms]]" in block]
+    (tmp_path / "study.toml").write_text(text)
+    assert len(read_scenario(tmp_path / "study.toml").scenario.arms) == 2
+
+
 def _command_lines(name: str) -> list[str]:
     module, attribute = COMMANDS[name][0].split(":")
     command = get_command(getattr(__import__(module, fromlist=[attribute]), attribute))
