@@ -90,11 +90,9 @@ def test_fedavg_is_right_about_as_many_patients_of_each_hospital_as_published(po
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("learning_rate", "aggregation", "published"), [
-    (0.001, {"strategy": "fedprox", "proximal_mu": 0.01}, 0.685),
     (0.001, {"strategy": "scaffold"}, 0.684),
     (0.01, {"strategy": "fedadam", "parameters": {"eta": 0.01, "beta_2": 0.999, "tau": 1e-8}}, 0.726),
     (0.003162, {"strategy": "fedyogi", "parameters": {"eta": 0.01, "beta_2": 0.999, "tau": 1e-8}}, 0.731),
-    (0.003162, {"strategy": "fedadagrad", "parameters": {"eta": 0.316228, "beta_1": 0.9, "tau": 1e-8}}, 0.731),
 ], ids=lambda value: value["strategy"] if isinstance(value, dict) else "")  # fmt: skip
 def test_every_strategy_comes_to_the_published_mean_over_five_seeds(population, learning_rate, aggregation, published):
     found = []

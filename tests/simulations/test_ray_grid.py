@@ -25,11 +25,8 @@ def cluster():
     [
         ("fedavg", "sites_per_round = 3"),
         ("scaffold", ""),
-        ("fednova", ""),
-        ("norm-bound", "parameters.bound = 0.1"),
         ("median", ""),
         ("ditto", ""),
-        ("fedbn", ""),
         ("fedbuff", "parameters.K = 3"),
     ],
 )
