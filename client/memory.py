@@ -21,6 +21,8 @@ from common.files import write_atomically
 from common.update import Tensors
 
 FOLDER = "memory"
+AFTER_ALL = 10**9
+"""A round after all rounds: `read(AFTER_ALL)` is what the site keeps now."""
 
 
 class Memory(Protocol):

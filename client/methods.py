@@ -58,7 +58,12 @@ def received(model: Tensors, kept: Mapping[str, np.ndarray], local: frozenset[st
 
 def judged(model: Tensors, kept: Mapping[str, np.ndarray], local: frozenset[str]) -> Tensors:
     """Return the model by which this site predicts: Ditto's own where there is one, else as it is received."""
-    return _named(kept, PERSONAL) or received(model, kept, local)
+    return own_model(kept) or received(model, kept, local)
+
+
+def own_model(kept: Mapping[str, np.ndarray]) -> Tensors:
+    """Return the model of the site's own that Ditto trains beside the common one; nothing while there is none."""
+    return _named(kept, PERSONAL)
 
 
 def phases(

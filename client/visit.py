@@ -17,8 +17,8 @@ from client.account import Pays
 from client.bench import Bench
 from client.counts import NOISE, Count
 from client.evaluation import exact_metrics, noised_metrics, predict
-from client.memory import Memory
-from client.methods import judged, keeps_something, kept_after, phases, received
+from client.memory import AFTER_ALL, Memory
+from client.methods import judged, keeps_something, kept_after, own_model, phases, received
 from client.policy import Policy, count_basis, metrics_basis
 from client.privacy.sampling import units_of
 from client.training import LocalResult, Mechanism, Plan, only_trained, plan_steps, train_round
@@ -34,8 +34,6 @@ log = logging.getLogger("wardround.site")
 
 Counts = Callable[[str, int, Callable[[], None]], Count]
 """Returns the count that may leave of so many units, for a key of data and unit; the third pays before the noise."""
-AT_THE_END = 10**9
-"""A round after all rounds: what the site keeps now."""
 
 
 @dataclass(frozen=True)
@@ -70,17 +68,19 @@ class Visit:
             raise RefusedError(f"round {request.number} is not this site's turn: its noise would not be enough")
         before = round_before(request, self.site)
         plan, kept = self._plan(count), self.memory.read(before)
-        evaluation = None
-        if evaluates(request.job, request.number):
-            load_tensors(bench.network, judged(request.model, kept, bench.local))
+        start, own, evaluation = received(request.model, kept, bench.local), own_model(kept), None
+        evaluated = evaluates(request.job, request.number)
+        if evaluated:
+            load_tensors(bench.network, own or start)
             evaluation = self._evaluation("validation")
-        load_tensors(bench.network, received(request.model, kept, bench.local))
+        if own or not evaluated:  # else it is there already
+            load_tensors(bench.network, start)
         loss_before = self._loss_before()
         mechanism, accounting = self._pay_for_training(plan) if request.job.private else (None, None)
-        result, update, own = self._train(plan, kept, mechanism)
+        result, update, personal = self._train(plan, kept, mechanism)
         log.info("run %s round %d trained: %d steps", request.run, request.number, result.steps)
         if keeps_something(request.job, bench.local):
-            stays = kept_after(request, kept, bench.local, bench.trained, update, own, result.steps)
+            stays = kept_after(request, kept, bench.local, bench.trained, update, personal, result.steps)
             self.memory.write(request.number, stays, before)
         training = self._training(count, result.loss, loss_before)
         numbers = Numbers(Operation(result.seconds, result.steps), accounting, training, evaluation)
@@ -122,7 +122,7 @@ class Visit:
 
     def evaluate(self) -> Answer:
         """Evaluate the model on the split that is asked for, and send numbers only."""
-        kept = self.memory.read(AT_THE_END)
+        kept = self.memory.read(AFTER_ALL)
         load_tensors(self.bench.network, judged(self.request.model, kept, self.bench.local))
         return self._answer(self._count(), Numbers(evaluation=self._evaluation(self.request.split)))
 

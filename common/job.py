@@ -165,6 +165,11 @@ class AggregationSection(Section):
     max_failed_rounds: int = Field(3, ge=1, description="rounds in a row without quorum before the run stops as failed")
 
     @property
+    def keeps_layers(self) -> bool:
+        """Whether any layer stays at the sites: named by the job, or the strategy's default."""
+        return bool(self.local_layers or self.known_parameters.keeps)
+
+    @property
     def known_parameters(self) -> Parameters:
         """The strategy's parameters, defaults filled in; empty for a strategy from elsewhere."""
         return read_parameters(self.strategy, self.parameters, self.proximal_mu)

@@ -266,9 +266,9 @@ def local_names(job: Job) -> frozenset[str]:
     JobError
         A pattern fits no tensor, or all tensors would stay and nothing would be learnt together.
     """
-    patterns, default = job.aggregation.local_layers, job.aggregation.known_parameters.keeps
-    if not patterns and not default:
+    if not job.aggregation.keeps_layers:
         return frozenset()
+    patterns, default = job.aggregation.local_layers, job.aggregation.known_parameters.keeps
     network = build_network(job, build_task(job.task).outputs)
     names = list(network.state_dict())
     if unmatched := next((pattern for pattern in patterns if not fnmatch.filter(names, pattern)), None):

@@ -31,7 +31,7 @@ from common.job import Job
 from common.privacy import Spending, epsilon_of, noise_for
 from common.update import Tensors
 from server.aggregation import RunningMean
-from server.strategies.mean import MeanStrategy
+from server.strategies.mean import MeanStrategy, differences
 from server.strategies.strategy import Advance, Update
 
 LEARNING_RATE = 0.2
@@ -78,7 +78,7 @@ class ClippedSum:
 
         Raises UpdateError as `RunningMean.add` does.
         """
-        deltas = self._deltas(tensors)
+        deltas = differences(tensors, self._model)
         length = _length(deltas)
         factor = min(1.0, self.clip_norm / length) if length > 0 else 1.0
         clipped = {
@@ -91,18 +91,10 @@ class ClippedSum:
     def noisy_mean(self, sites: int, deviation: float, random: np.random.Generator) -> Tensors:
         """Return the model moved by the sum of the clipped updates plus noise of `deviation`, both over `sites`."""
         moved, share = dict(self._model), self._sum.updates / sites
-        for name, delta in self._deltas(self._sum.mean()).items():
+        for name, delta in differences(self._sum.mean(), self._model).items():
             noise = random.normal(0.0, deviation / sites, delta.shape)
             moved[name] = (self._model[name] + share * delta + noise).astype(self._model[name].dtype)
         return moved
-
-    def _deltas(self, tensors: Tensors) -> Tensors:
-        """The difference from the model in float64, of what training moves: integer buffers stay as they are."""
-        return {
-            name: tensors[name].astype(np.float64) - tensor
-            for name, tensor in self._model.items()
-            if tensor.dtype.kind == "f"
-        }
 
 
 class Central:

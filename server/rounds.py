@@ -302,7 +302,7 @@ class RoundLoop:
 
 def _local_names(job: Job) -> frozenset[str]:
     """The tensors that stay at the sites. Only a job that has any needs torch, to know the network's layers."""
-    if not job.aggregation.local_layers and not job.aggregation.known_parameters.keeps:
+    if not job.aggregation.keeps_layers:
         return frozenset()
     from common.networks import local_names
 

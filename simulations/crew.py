@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from client.memory import OpenMemory
+from client.memory import AFTER_ALL, OpenMemory
 from common.job import Job
 from common.privacy import Spending
 from common.update import Tensors
@@ -18,8 +18,6 @@ from simulations.members import Member, OpenAccount, Population, Workshop
 
 RESIDENT = 512
 """Most hospitals whose cases are held between rounds."""
-AFTER_ALL = 10**9
-"""A round after all rounds."""
 
 
 @dataclass
@@ -35,6 +33,16 @@ class Members:
     memories: dict[str, OpenMemory] = field(default_factory=dict)
     _workshop: Workshop | None = None
     _resident: OrderedDict[str, Member] = field(default_factory=OrderedDict)
+
+    @property
+    def node_ids(self) -> dict[str, int]:
+        """Each hospital's node id: from 1, in the job's order."""
+        return {name: number for number, name in enumerate(self.job.sites, start=1)}
+
+    @property
+    def pace(self) -> dict[int, float]:
+        """How long a round takes at each node, in virtual time."""
+        return {number: strength_of(self.faults, "straggler", name) or 1.0 for name, number in self.node_ids.items()}
 
     def member(self, name: str) -> Member:
         """Return a hospital, with its account and its memory as they stand."""

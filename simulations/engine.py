@@ -25,7 +25,7 @@ from common.update import Tensors
 from server.records import Kept, RoundRecord
 from server.rounds import RoundLoop
 from simulations.crew import Members
-from simulations.faults import Fault, strength_of
+from simulations.faults import Fault
 from simulations.grid import InProcessGrid
 from simulations.members import Population
 from simulations.notebook import Checkpoint, Notebook, Watch, resume
@@ -124,11 +124,10 @@ class InProcess:
     def __init__(self, members: Members) -> None:
         """Take the members; none is made yet."""
         self._members = members
-        self.node_ids = {name: number for number, name in enumerate(members.job.sites, start=1)}
+        self.node_ids = members.node_ids
         names = {number: name for name, number in self.node_ids.items()}
-        pace = {self.node_ids[name]: strength_of(members.faults, "straggler", name) or 1.0 for name in self.node_ids}
         self._grid = InProcessGrid.by_reference(
-            lambda number, request: members.member(names[number]).answer(request), list(names), pace
+            lambda number, request: members.member(names[number]).answer(request), list(names), members.pace
         )
 
     @property

@@ -145,15 +145,17 @@ def _rows(number: int, scope: str, site: str, values: Values, final: bool) -> li
 
 
 def _means(found: Sequence[Values]) -> Values:
-    names = dict.fromkeys(name for values in found for name in values if not name.endswith(("_low", "_high")))
-    return {name: float(np.mean([values[name] for values in found if name in values])) for name in names}
+    return {name: float(np.mean(values)) for name, values in _by_metric(found).items()}
 
 
 def _worst(found: Sequence[Values]) -> Values:
+    return {name: (max if name == "loss" else min)(values) for name, values in _by_metric(found).items()}
+
+
+def _by_metric(found: Sequence[Values]) -> dict[str, list[float]]:
+    """Each metric's values where it is defined; ends of intervals are left out."""
     names = dict.fromkeys(name for values in found for name in values if not name.endswith(("_low", "_high")))
-    return {
-        name: (max if name == "loss" else min)(values[name] for values in found if name in values) for name in names
-    }
+    return {name: [values[name] for values in found if name in values] for name in names}
 
 
 def _evenly(names: tuple[str, ...], most: int) -> tuple[str, ...]:

@@ -27,7 +27,6 @@ from server.replies import Summed, check_update
 from server.strategies.registry import build_strategy
 from server.strategies.strategy import Gathering, Update
 from simulations.crew import Members
-from simulations.faults import strength_of
 from simulations.grid import BY_REFERENCE, InProcessGrid
 
 log = logging.getLogger("wardround.simulation")
@@ -152,10 +151,9 @@ class OnRay:
         made: Any = ray.remote(num_cpus=1, num_gpus=gpus)(Worker)
         shared = ray.put(members)
         self._workers: list[Any] = [made.remote(shared, _sums(job), threads) for _ in range(min(count, len(job.sites)))]
-        self.node_ids = {name: number for number, name in enumerate(job.sites, start=1)}
+        self.node_ids = members.node_ids
         names = {number: name for name, number in self.node_ids.items()}
-        pace = {number: strength_of(members.faults, "straggler", name) or 1.0 for number, name in names.items()}
-        self.grid: RayGrid = RayGrid(self._workers, names, pace)
+        self.grid: RayGrid = RayGrid(self._workers, names, members.pace)
 
     @property
     def clock(self) -> float:

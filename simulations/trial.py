@@ -22,7 +22,7 @@ from client.training import pick_device
 from common.errors import JobError, RunError, UpdateError, UsageError
 from common.files import write_atomically
 from common.job import Job
-from common.networks import local_names
+from common.networks import initial_model, local_names
 from common.strategies import Ditto
 from common.update import Tensors
 from server.criterion import build_criterion
@@ -126,7 +126,7 @@ class Preparation:
 
     def _ready(self, cell: Cell) -> Ready:
         # The form of the data must be known before the hospitals are, and the job needs the hospitals' names.
-        form = job_of(self._file, cell, ("site",) * 1 if cell.kind != "federated" else _placeholders(cell))
+        form = job_of(self._file, cell, ("site",) if cell.kind != "federated" else _placeholders(cell))
         population, unseen, data_digest = self._population(cell, form)
         job = job_of(self._file, cell, sites_of(cell, tuple(population)))
         self._check(cell, job)
@@ -139,8 +139,6 @@ class Preparation:
         """Build what would else fail only when its turn comes."""
         if (key := job.model_copy(update={"seed": 0, "sites": ()}).canonical_json()) in self._checked:
             return
-        from common.networks import initial_model
-
         initial_model(job)
         build_strategy(job)
         build_criterion(job.aggregation.criterion)
