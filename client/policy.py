@@ -67,6 +67,10 @@ class Policy(BaseModel):
     counts: Literal["noised", "public"] = Field(
         "noised", description='how the number of training patients may leave: "noised", or "public": exactly'
     )
+    machine: bool = Field(
+        True,
+        description="tell the coordinator this software's version, the name of the GPU, and how long each job took",
+    )
 
 
 def change_policy(text: str, changes: Mapping[str, str], source: str) -> str:

@@ -9,7 +9,10 @@ from __future__ import annotations
 import datetime
 import logging
 import threading
-from functools import partial
+import time
+from dataclasses import replace
+from functools import cached_property, partial
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -69,23 +72,26 @@ class Site:
         names no file, patient or count; the details are in the site's own log.
         """
         with self._lock:
-            try:
-                return self._answer(request)
-            except WaitingError as error:
-                log.info("job %.12s waits: %s", request.job.digest, error)
-                return self._no(request, "waiting", str(error))
-            except RefusedError as error:
-                log.warning("job %.12s refused: %s", request.job.digest, error)
-                return self._no(request, "refused", str(error))
-            except UpdateError as error:
-                log.error("job %.12s: %s", request.job.digest, error)
-                return self._no(request, "failed", str(error))
-            except WardroundError as error:
-                log.error("job %.12s failed: %s", request.job.digest, error)
-                return self._no(request, "failed", f"{type(error).__name__}: the site's log has the details")
-            except Exception as error:
-                log.exception("job %.12s failed", request.job.digest)
-                return self._no(request, "failed", f"{type(error).__name__}: the site's log has the details")
+            return self._decided(request, time.monotonic())
+
+    def _decided(self, request: Request, started: float) -> Answer:
+        try:
+            return self._with_machine(self._answer(request), started)
+        except WaitingError as error:
+            log.info("job %.12s waits: %s", request.job.digest, error)
+            return self._no(request, "waiting", str(error))
+        except RefusedError as error:
+            log.warning("job %.12s refused: %s", request.job.digest, error)
+            return self._no(request, "refused", str(error))
+        except UpdateError as error:
+            log.error("job %.12s: %s", request.job.digest, error)
+            return self._no(request, "failed", str(error))
+        except WardroundError as error:
+            log.error("job %.12s failed: %s", request.job.digest, error)
+            return self._no(request, "failed", f"{type(error).__name__}: the site's log has the details")
+        except Exception as error:
+            log.exception("job %.12s failed", request.job.digest)
+            return self._no(request, "failed", f"{type(error).__name__}: the site's log has the details")
 
     def bench(self, job: Job) -> Bench:
         """Return the job's network and cases, built on the first call and kept while job and data are the same.
@@ -130,6 +136,18 @@ class Site:
         answer = visit.train() if request.kind == "train" else visit.evaluate()
         remember(self.kit_folder, key, request, answer)
         return answer
+
+    def _with_machine(self, answer: Answer, started: float) -> Answer:
+        """Tell of the machine what the policy lets be told."""
+        operation = answer.numbers.operation
+        if not read_policy(self.kit_folder).machine:
+            return replace(answer, numbers=replace(answer.numbers, operation=replace(operation, seconds=None)))
+        numbers = replace(answer.numbers, operation=replace(operation, held=time.monotonic() - started))
+        return replace(answer, numbers=numbers, version=metadata.version("wardround"), device=self._device_name)
+
+    @cached_property
+    def _device_name(self) -> str:
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type.upper()
 
     def _no(self, request: Request, status: Status, reason: str) -> Answer:
         return Answer(self.name, request.job.digest, request.number, status, reason)

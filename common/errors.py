@@ -2,12 +2,15 @@
 
     WardroundError            exit 1   something failed; the message says what and what to do
     |- UsageError             exit 2   a wrong argument, file, key or value
+    |  |- NotFoundError       exit 2   there is nothing of this name
     |  |- JobError            exit 2   the job file
     |  `- KitError            exit 2   a kit, key or certificate
     |- DataError              exit 3   a folder, label file, catalog or collection
     |- LinkError              exit 4   the other side can't be reached or does not accept this side
+    |  `- SignInError         exit 4   ... because it does not know who asks
     |- RefusedError           exit 5   the site's policy or ledger says no
-    |  `- WaitingError        exit 5   ... or not yet: a person must approve, or the hour is wrong
+    |  |- WaitingError        exit 5   ... or not yet: a person must approve, or the hour is wrong
+    |  `- ForbiddenError      exit 5   this person's role, or this token's scope, does not allow it
     |- UpdateError            exit 6   an update or a checkpoint that does not fit
     `- RunError               exit 7   a run that failed or can't go on
 
@@ -30,6 +33,10 @@ class UsageError(WardroundError):
     exit_code = 2
 
 
+class NotFoundError(UsageError):
+    """There is nothing of this name."""
+
+
 class JobError(UsageError):
     """A job file that can't be used."""
 
@@ -50,6 +57,10 @@ class LinkError(WardroundError):
     exit_code = 4
 
 
+class SignInError(LinkError):
+    """The other side does not know who asks: a wrong password or token, or a session that has ended."""
+
+
 class RefusedError(WardroundError):
     """The site's policy or ledger says no."""
 
@@ -58,6 +69,10 @@ class RefusedError(WardroundError):
 
 class WaitingError(RefusedError):
     """The site says not yet: a person must approve, or the hour is wrong. Ask again later."""
+
+
+class ForbiddenError(RefusedError):
+    """The person's role, or the token's scope, does not allow it."""
 
 
 class UpdateError(WardroundError):

@@ -28,10 +28,11 @@ def _number(meaning: str) -> Any:
 
 @dataclass(frozen=True)
 class Operation:
-    """What the machine did. Steps follow from the job and the site's released count; seconds are the clock's."""
+    """What the machine did. Steps follow from the job and the released count; `seconds` and `held` are the clock's."""
 
     seconds: float | None = _number("seconds spent in local training")
     steps: float | None = _number("optimizer steps taken in the round")
+    held: float | None = _number("seconds from the request's arrival at the site to its answer")
 
 
 @dataclass(frozen=True)

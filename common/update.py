@@ -29,7 +29,7 @@ COUNTED = "rounds/counted"
 """In a request's `control`, int64 by the job's sites: the round of each site whose update was the last that counted."""
 WITNESS, HEAD, BASIS = "witness", "head", "basis"
 PACKED, SAFETENSORS = "tensors", "safetensors"
-MAX_TEXT = 2000
+MAX_TEXT, MAX_WORD = 2000, 100
 MAX_EXAMPLES = 10**9
 Kind = Literal["consent", "train", "evaluate"]
 Split = Literal["validation", "test"]
@@ -63,7 +63,8 @@ class Answer:
 
     `status` "waiting": nothing was done, because a person must approve or the hour is wrong; ask again. `examples` is
     the weight of the update: the images in the site's training split, or, with privacy, its released count of units.
-    `head` is the signed head of the site's audit log with this answer recorded, as JSON.
+    `head` is the signed head of the site's audit log with this answer recorded, as JSON. `version` is that
+    of the site's software and `device` what it trains on; "" where its policy does not tell.
     """
 
     site: str
@@ -75,6 +76,8 @@ class Answer:
     numbers: Numbers = field(default_factory=Numbers)
     tensors: Tensors | None = None
     head: str = ""
+    version: str = ""
+    device: str = ""
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -185,6 +188,7 @@ def encode_answer(answer: Answer) -> RecordDict:
                     "status": answer.status,
                     "reason": answer.reason[:MAX_TEXT],
                     "examples": answer.examples,
+                    **_machine(answer),
                 }
             ),
         }
@@ -194,6 +198,11 @@ def encode_answer(answer: Answer) -> RecordDict:
     if answer.head:
         attach_head(content, answer.head)
     return content
+
+
+def _machine(answer: Answer) -> dict[str, str]:
+    told = {"version": answer.version[:MAX_WORD], "device": answer.device[:MAX_WORD]}
+    return {name: text for name, text in told.items() if text}
 
 
 def attach_head(content: RecordDict, head: str) -> None:
@@ -226,6 +235,8 @@ def decode_answer(content: RecordDict) -> Answer:
         numbers=numbers_of(metrics, bases),
         tensors=tensors,
         head=head,
+        version=str(report.get("version", ""))[:MAX_WORD],
+        device=str(report.get("device", ""))[:MAX_WORD],
     )
 
 

@@ -21,7 +21,7 @@ from common.update import Answer, Request
 from server.consent import ANSWER_SECONDS
 from server.exchange import Exchange, Reply
 from server.records import LateAnswer, RoundRecord, SiteRound, SiteStatus
-from server.replies import check_answer
+from server.replies import check_answer, norm_of_update
 from server.witness import Witnesses, see_head
 
 log = logging.getLogger("wardround.rounds")
@@ -139,6 +139,8 @@ class Asker:
         try:
             check_answer(answer, request, reply.site)
             self._suspect(see_head(self.witnesses, reply.site, answer.head))
+            if answer.version or answer.device:
+                self.witnesses.see_machine(reply.site, answer.version, answer.device)
             if answer.status != "ok":
                 self._see_no(reply.site, answer)
                 return SiteRound(reply.site, answer.status, answer.reason)
@@ -146,7 +148,8 @@ class Asker:
         except UpdateError as error:
             log.warning("run %s round %d: update rejected: %s", self.run, request.number, error)
             return SiteRound(reply.site, "rejected", str(error))
-        return SiteRound(reply.site, status, examples=answer.examples, metrics=dict(answer.metrics))
+        norm = norm_of_update(answer.tensors, request.model) if answer.tensors is not None else None
+        return SiteRound(reply.site, status, examples=answer.examples, metrics=dict(answer.metrics), norm=norm)
 
     def _see_no(self, site: str, answer: Answer) -> None:
         log.warning("run %s: %s %s: %s", self.run, site, answer.status, answer.reason)

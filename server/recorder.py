@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
-from common.errors import RunError, UsageError
+from common.errors import NotFoundError, RunError
 from common.update import Tensors
 from server.database import Database
 from server.modelfiles import Provenance, code_version, read_model, write_model
@@ -95,10 +95,10 @@ def set_run(connection: Connection, name: str, **values: Any) -> None:
 
 
 def find_run(connection: Connection, name: str) -> Row[Any]:
-    """Return a run's row. Raises UsageError when there is none of this name."""
+    """Return a run's row. Raises NotFoundError when there is none of this name."""
     row = connection.execute(select(runs).where(runs.c.name == name)).first()
     if row is None:
-        raise UsageError(f'there is no run "{name}": see `wardround runs`')
+        raise NotFoundError(f'there is no run "{name}": see `wardround runs`')
     return row
 
 
@@ -122,6 +122,7 @@ def _insert_round(connection: Connection, run_id: int, record: RoundRecord) -> N
         whole=record.whole,
         warnings=list(record.warnings),
         central=record.central.to_dict() if record.central else None,
+        aggregating=record.aggregating,
     )
     round_id = connection.execute(row.returning(rounds.c.id)).scalar_one()
     for position, site in enumerate(record.sites):
@@ -137,6 +138,7 @@ def _insert_round(connection: Connection, run_id: int, record: RoundRecord) -> N
                 received=site.received,
                 examples=site.examples,
                 metrics=dict(site.metrics),
+                norm=site.norm,
             )
         )
         if site.status in ("aggregated", "trained"):

@@ -26,12 +26,16 @@ SiteStatus = Literal[
 ]
 RoundKind = Literal["consent", "train", "validation", "test"]
 RunStatus = Literal["queued", "running", "completed", "incomplete", "failed", "interrupted", "stopped"]
+Stage = Literal["candidate", "approved", "retired"]
 RESUMABLE: tuple[RunStatus, ...] = ("failed", "interrupted", "stopped")
 
 
 @dataclass(frozen=True)
 class SiteRound:
-    """What one site did in one round. `seconds` from request to answer; `sent` and `received` are bytes of tensors."""
+    """What one site did in one round. `seconds` from request to answer; `sent` and `received` are bytes of tensors.
+
+    `norm` is the L2 norm of its update, the difference from the model that it was sent.
+    """
 
     site: str
     status: SiteStatus
@@ -41,6 +45,7 @@ class SiteRound:
     received: int = 0
     examples: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
+    norm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ class RoundRecord:
     `number - 1`), then trained. "validation", "test": the model after round `number` was evaluated; `score` is of it.
     `share` is the part of all known training cases that the updates cover. `whole` is false when the site that has the
     most cases, or may have, is missing from the new model. `central` is what central privacy did in the round, if any.
+    `aggregating` are the seconds that checking, adding up and finishing took.
     """
 
     kind: RoundKind
@@ -79,6 +85,7 @@ class RoundRecord:
     warnings: tuple[str, ...] = ()
     late: tuple[LateAnswer, ...] = ()
     central: CentralRound | None = None
+    aggregating: float | None = None
 
     @property
     def title(self) -> str:
@@ -169,6 +176,26 @@ class SiteSeen:
     certificate_ends: float | None
     online: bool
     last_seen: float | None
+
+
+@dataclass(frozen=True)
+class MachineSeen:
+    """A site's software version and what it trains on, as it told; "" where its policy does not tell. `seen`: since."""
+
+    version: str
+    device: str
+    seen: float
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """A line of the coordinator's log, of a run or ("") of none. `id` grows with time."""
+
+    id: int
+    run: str
+    at: float
+    level: str
+    text: str
 
 
 @dataclass(frozen=True)

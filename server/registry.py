@@ -9,13 +9,12 @@ import os
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, Row, delete, func, insert, select
 
-from common.errors import RunError, UsageError
+from common.errors import NotFoundError, RunError, UsageError
 from common.job import Job, job_from_json
 from common.kit import Kit
 from common.update import Tensors
@@ -25,21 +24,24 @@ from server.modelfiles import Provenance, code_version, read_model, write_model
 from server.recorder import STATE, RunRecorder, find_run, keep_model, model_name, set_run
 from server.records import (
     RESUMABLE,
-    CoordinatorSeen,
     Kept,
+    LogLine,
     ModelFile,
     RoundRecord,
     RunDetail,
     RunStatus,
     RunSummary,
     SiteRound,
-    SiteSeen,
+    Stage,
 )
 from server.rounds import Start
-from server.schema import coordinators, models, rounds, run_sites, runs, site_rounds, sites, witnesses
+from server.schema import log_lines, model_stages, models, rounds, run_sites, runs, site_rounds
+from server.sightings import Sightings
 
 ENVIRONMENT_VARIABLE = "WARDROUND_REGISTRY"
 """Names a database by SQLAlchemy's URL (`postgresql+psycopg://...`) to be used in place of the kit's own SQLite."""
+LOG_KEPT, LOG_SWEPT = 5000, 100
+"""Lines of the log that are kept of each run, and after how many new ones the older are swept out."""
 
 
 def open_registry(kit: Kit) -> Registry:
@@ -52,12 +54,12 @@ def open_registry(kit: Kit) -> Registry:
     return Registry(url, kit.folder.resolve() / "models")
 
 
-class Registry:
+class Registry(Sightings):
     """The registry at a database's URL, with its model files in a folder. Several processes may have it open."""
 
     def __init__(self, url: str, folder: Path) -> None:
         """Open it, creating and migrating it as needed. Raises UsageError or DataError as `Database` does."""
-        self._database = Database(url)
+        super().__init__(Database(url))
         self.folder = folder
 
     def close(self) -> None:
@@ -103,7 +105,7 @@ class Registry:
             return found[0]
         if found:
             raise UsageError(f'"{start}" may be any of {", ".join(found[-5:])}: write more of the name')
-        raise UsageError(f'there is no run "{start}": see `wardround runs`')
+        raise NotFoundError(f'there is no run "{start}": see `wardround runs`')
 
     def resume(self, name: str) -> None:
         """Queue a run that was interrupted, stopped or failed, to go on after its last committed round.
@@ -227,69 +229,58 @@ class Registry:
                 job=job_from_json(row.job, source=f"run {name}"),
                 examples={row.site: row.examples for row in examples},
                 rounds=_rounds(connection, row.id),
-                models=tuple(
-                    ModelFile(
-                        m.kind,
-                        m.round,
-                        str(self.folder / m.path),
-                        m.sha256,
-                        m.bytes,
-                        m.digest,
-                        m.code_version,
-                        m.score,
-                        m.created,
-                    )
-                    for m in kept
-                ),
+                models=tuple(self._file(row) for row in kept),
             )
 
-    # Who is here.
+    # What people decide on models, and what is told while runs go on.
 
-    def see_sites(self, seen: Sequence[SiteSeen]) -> None:
-        """Keep the sites as they are now; a site that is no longer admitted is forgotten."""
-        with self._database.write() as connection:
-            connection.execute(delete(sites))
-            for site in seen:
-                connection.execute(insert(sites).values(asdict(site)))
-
-    def see_coordinator(self, seen: CoordinatorSeen | None) -> None:
-        """Keep the coordinator's sign of life, or that it has gone in good order."""
-        with self._database.write() as connection:
-            connection.execute(delete(coordinators))
-            if seen is not None:
-                connection.execute(insert(coordinators).values(id=1, **asdict(seen)))
-
-    def list_sites(self) -> list[SiteSeen]:
-        """Return the sites as last seen, by name."""
+    def model_file(self, model: int) -> tuple[str, ModelFile]:
+        """Return the run of the model with this id, and its file. Raises NotFoundError when there is none."""
         with self._database.read() as connection:
-            rows = connection.execute(select(sites).order_by(sites.c.name))
-            return [SiteSeen(row.name, row.certificate_ends, row.online, row.last_seen) for row in rows]
+            query = select(models, runs.c.name).join(runs).where(models.c.id == model, models.c.kind != STATE)
+            if (row := connection.execute(query).first()) is None:
+                raise NotFoundError(f"there is no model {model}: see the list of models")
+            return row.name, self._file(row)
 
-    # What the sites' audit logs were seen to hold.
-
-    def witness(self, site: str) -> str:
-        """Return the JSON of the newest head seen of the site's audit log, or "" while there is none."""
-        with self._database.read() as connection:
-            head = connection.execute(select(witnesses.c.head).where(witnesses.c.site == site)).scalar()
-            return str(head or "")
-
-    def keep_witness(self, site: str, head: str) -> None:
-        """Keep `head` (JSON) as the newest of the site's audit log."""
+    def set_stage(self, model: int, stage: Stage, *, by: str, note: str = "") -> None:
+        """Put the model with this id into a stage. Raises NotFoundError, or RunError while its run may replace it."""
         with self._database.write() as connection:
-            connection.execute(delete(witnesses).where(witnesses.c.site == site))
-            connection.execute(insert(witnesses).values(site=site, head=head, seen=time.time()))
+            query = select(models, runs.c.name, runs.c.status).join(runs).where(models.c.id == model)
+            row = connection.execute(query.where(models.c.kind != STATE)).first()
+            if row is None:
+                raise NotFoundError(f"there is no model {model}: see the list of models")
+            if row.status in ("queued", "running"):
+                raise RunError(f"run {row.name} is {row.status}: its models have stages once it has ended")
+            connection.execute(
+                insert(model_stages).values(
+                    run_id=row.run_id, sha256=row.sha256, stage=stage, by=by, at=time.time(), note=note
+                )
+            )
 
-    def forget_witness(self, site: str) -> None:
-        """Let the site begin a new log. Raises UsageError when no head of it was kept."""
+    def add_log(self, lines: Sequence[LogLine]) -> None:
+        """Keep lines of the coordinator's log; of each run, and of what belongs to none, the newest `LOG_KEPT`."""
         with self._database.write() as connection:
-            if connection.execute(delete(witnesses).where(witnesses.c.site == site)).rowcount == 0:
-                raise UsageError(f'no head of an audit log of "{site}" is kept: see `wardround sites --json`')
+            for line in lines:
+                run_id = connection.execute(select(runs.c.id).where(runs.c.name == line.run)).scalar()
+                row = insert(log_lines).values(run_id=run_id, at=line.at, level=line.level, text=line.text)
+                newest = connection.execute(row.returning(log_lines.c.id)).scalar_one()
+                if newest % LOG_SWEPT == 0:
+                    of_run = log_lines.c.run_id == run_id if run_id is not None else log_lines.c.run_id.is_(None)
+                    kept = select(log_lines.c.id).where(of_run).order_by(log_lines.c.id.desc()).limit(LOG_KEPT)
+                    connection.execute(delete(log_lines).where(of_run, log_lines.c.id.not_in(kept)))
 
-    def coordinator(self) -> CoordinatorSeen | None:
-        """Return the coordinator's last sign of life, or None when it has gone or was never here."""
-        with self._database.read() as connection:
-            row = connection.execute(select(coordinators)).first()
-            return CoordinatorSeen(row.process, row.address, row.started, row.heartbeat) if row else None
+    def _file(self, row: Row[Any]) -> ModelFile:
+        return ModelFile(
+            row.kind,
+            row.round,
+            str(self.folder / row.path),
+            row.sha256,
+            row.bytes,
+            row.digest,
+            row.code_version,
+            row.score,
+            row.created,
+        )
 
 
 def _summary(connection: Connection, row: Row[Any]) -> RunSummary:
@@ -326,6 +317,7 @@ def _rounds(connection: Connection, run_id: int) -> tuple[RoundRecord, ...]:
                 row.received,
                 row.examples,
                 row.metrics,
+                row.norm,
             )
         )
     return tuple(
@@ -343,6 +335,7 @@ def _rounds(connection: Connection, run_id: int) -> tuple[RoundRecord, ...]:
             row.whole,
             tuple(row.warnings),
             central=CentralRound.from_dict(row.central) if row.central else None,
+            aggregating=row.aggregating,
         )
         for row in connection.execute(select(rounds).where(rounds.c.run_id == run_id).order_by(rounds.c.id))
     )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
+
+import numpy as np
 
 from common.errors import UpdateError
 from common.job import Job
@@ -73,3 +76,9 @@ def check_update(answer: Answer, job: Job, model: Tensors, known: int | None) ->
         raise UpdateError(f"{site}: it says that it took {taken:g} steps, and the job has {planned} for its count")
     check_tensors(answer.tensors, model, site)
     return answer.tensors
+
+
+def norm_of_update(tensors: Tensors, model: Tensors) -> float:
+    """Return the L2 norm of what training moved: the difference of the floating-point tensors from the model's."""
+    moved = ((tensor - model[name]).ravel() for name, tensor in tensors.items() if tensor.dtype.kind == "f")
+    return math.sqrt(sum(float(np.dot(delta, delta)) for delta in moved))

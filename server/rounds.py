@@ -25,6 +25,7 @@ from server.consent import gather, pause
 from server.criterion import build_criterion
 from server.records import Kept, RoundRecord, SiteRound, SiteStatus
 from server.replies import Summed, SumsUpdates, check_update
+from server.stopwatch import Stopwatch
 from server.strategies.mean import MeanStrategy
 from server.strategies.registry import build_strategy
 from server.strategies.strategy import Advance, Gathering, Strategy, Update
@@ -153,10 +154,16 @@ class RoundLoop:
         total = self._central.begin(shared, self._state) if self._central else self._strategy.begin(shared, self._state)
         if self._enough is not None:
             self._older[number] = shared
+        clock = Stopwatch()
+
+        def use(answer: Answer, asked: Request) -> SiteStatus:
+            with clock:
+                return self._add(answer, asked, shared, total)
+
         record = self._asker.ask(
             request,
             RoundRecord("train", number, self._attempts + 1, "no quorum", ()),
-            lambda answer, asked: self._add(answer, asked, shared, total),
+            use,
             self._asked(number),
             enough=self._enough,
         )
@@ -170,16 +177,17 @@ class RoundLoop:
             self._commit_failed(replace(record, reason=problem))
             return
         try:
-            if isinstance(total, CentralGathering):
-                advance, central = total.finish(number)
-                record = replace(record, central=central)
-            else:
-                advance = total.finish()
+            with clock:
+                if isinstance(total, CentralGathering):
+                    advance, central = total.finish(number)
+                    record = replace(record, central=central)
+                else:
+                    advance = total.finish()
         except UpdateError as error:  # too few updates for this strategy
             self._commit_failed(replace(record, reason=f"no quorum: {error}"))
             return
         self._forget_older(number)
-        self._commit(record, Advance(self._model | advance.model, advance.state))
+        self._commit(replace(record, aggregating=clock.seconds), Advance(self._model | advance.model, advance.state))
 
     def _asked(self, number: int) -> tuple[str, ...]:
         """The sites that are sent a round: those drawn for it; without waiting, no more than take the free places."""

@@ -9,6 +9,7 @@ from sqlalchemy import (
     Column,
     Float,
     ForeignKey,
+    Index,
     Integer,
     MetaData,
     String,
@@ -17,7 +18,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest migration: what this version reads and writes."""
 
 metadata = MetaData()
@@ -68,6 +69,7 @@ rounds = Table(
     Column("whole", Boolean, nullable=False),
     Column("warnings", JSON, nullable=False),
     Column("central", JSON),
+    Column("aggregating", Float),
     UniqueConstraint("run_id", "kind", "number", "attempt"),
 )
 
@@ -84,6 +86,7 @@ site_rounds = Table(
     Column("received", BigInteger, nullable=False),
     Column("examples", BigInteger, nullable=False),
     Column("metrics", JSON, nullable=False),
+    Column("norm", Float),
 )
 
 models = Table(
@@ -118,6 +121,86 @@ witnesses = Table(
     Column("site", String(64), primary_key=True),
     Column("head", Text, nullable=False),
     Column("seen", Float, nullable=False),
+)
+
+site_facts = Table(
+    "site_facts",
+    metadata,
+    Column("site", String(64), primary_key=True),
+    Column("version", String(100), nullable=False),
+    Column("device", String(100), nullable=False),
+    Column("seen", Float, nullable=False),
+)
+
+log_lines = Table(
+    "log_lines",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("run_id", ForeignKey("runs.id")),
+    Column("at", Float, nullable=False),
+    Column("level", String(10), nullable=False),
+    Column("text", Text, nullable=False),
+    Index("log_lines_of_run", "run_id", "id"),
+)
+
+model_stages = Table(
+    "model_stages",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("run_id", ForeignKey("runs.id"), nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("stage", String(20), nullable=False),
+    Column("by", String(120), nullable=False),
+    Column("at", Float, nullable=False),
+    Column("note", Text, nullable=False),
+    Index("model_stages_of_run", "run_id", "sha256"),
+)
+
+people = Table(
+    "people",
+    metadata,
+    Column("name", String(120), primary_key=True),
+    Column("display", String(200), nullable=False),
+    Column("role", String(20), nullable=False),
+    Column("password", Text),
+    Column("subject", Text, unique=True),
+    Column("disabled", Boolean, nullable=False, default=False),
+    Column("created", Float, nullable=False),
+    Column("by", String(120), nullable=False),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("token_hash", String(64), primary_key=True),
+    Column("person", ForeignKey("people.name"), nullable=False),
+    Column("created", Float, nullable=False),
+    Column("seen", Float, nullable=False),
+    Column("ends", Float, nullable=False),
+    Column("address", String(100), nullable=False),
+    Column("agent", String(200), nullable=False),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("hash", String(64), nullable=False, unique=True),
+    Column("person", ForeignKey("people.name"), nullable=False),
+    Column("name", String(120), nullable=False),
+    Column("scopes", JSON, nullable=False),
+    Column("created", Float, nullable=False),
+    Column("ends", Float, nullable=False),
+    Column("used", Float),
+    Column("revoked", Boolean, nullable=False, default=False),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("key", String(200), nullable=False, index=True),
+    Column("at", Float, nullable=False),
 )
 
 coordinators = Table(

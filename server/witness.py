@@ -17,13 +17,16 @@ FORGET = "if that is known and explained: wardround sites --forget-witness"
 
 
 class Witnesses(Protocol):
-    """Where heads are kept."""
+    """Where heads are kept, and what else the sites tell of themselves."""
 
     def witness(self, site: str) -> str:
         """Return the JSON of the newest head of this site's log, or "" while there is none."""
 
     def keep_witness(self, site: str, head: str) -> None:
         """Keep `head` as the newest."""
+
+    def see_machine(self, site: str, version: str, device: str) -> None:
+        """Keep what the site told of its machine."""
 
 
 class NoWitnesses:
@@ -34,6 +37,9 @@ class NoWitnesses:
         return ""
 
     def keep_witness(self, site: str, head: str) -> None:
+        """Keep nothing."""
+
+    def see_machine(self, site: str, version: str, device: str) -> None:
         """Keep nothing."""
 
 

@@ -23,7 +23,7 @@ from common.update import BASIS, HEAD, METRICS, REPORT, UPDATE, Request, Status,
 FIELDS = {
     METRICS: set(METRIC_FIELDS),
     BASIS: {"train", "eval"},
-    REPORT: {"site", "job", "number", "status", "reason", "examples"},
+    REPORT: {"site", "job", "number", "status", "reason", "examples", "version", "device"},
     HEAD: {"head"},
     UPDATE: {"tensors"},
 }

@@ -11,7 +11,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from client.app import answer, introduce
 from client.baseline import train_alone
 from client.intake.importer import import_folder
-from client.policy import DEFAULT_POLICY
+from client.policy import DEFAULT_POLICY, change_policy
 from client.releases import read
 from client.site import Site
 from common.job import parse_job
@@ -170,6 +170,17 @@ def message(request):
     return built
 
 
+def test_a_policy_may_keep_the_machine_to_itself(site, in_a_run):
+    told = decode_answer(answer(message(ask(PRIVATE)), site).content)
+    path = site.kit_folder / "policy.toml"
+    path.write_text(change_policy(path.read_text(), {"machine": "false"}, "policy.toml"))
+    untold = decode_answer(answer(message(ask(PRIVATE, number=2)), site).content)
+    assert told.device == "CPU"
+    assert told.metrics["train.held"] > told.metrics["train.seconds"] > 0
+    assert (untold.device, untold.version) == ("", "")
+    assert not {"train.held", "train.seconds"} & set(untold.metrics)
+
+
 def test_every_reply_is_in_the_release_log_before_it_is_handed_over(site, in_a_run):
     answer(message(ask(PRIVATE)), site)
     answer(message(ask(PRIVATE, kind="evaluate", split="test")), site)
@@ -181,6 +192,7 @@ def test_every_reply_is_in_the_release_log_before_it_is_handed_over(site, in_a_r
     assert releases[0].epsilon > 0
     assert releases[0].bytes > 4 * 20_000
     assert "update/tensors" in releases[0].fields
+    assert {"version", "device", "train.held"} <= set(releases[0].fields)
     assert set(releases[2].fields) == {"site", "job", "number", "status", "reason", "examples"}
     assert {release.to for release in releases} == {"127.0.0.1:1"}
 
