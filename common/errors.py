@@ -8,6 +8,7 @@
     |- DataError              exit 3   a folder, label file, catalog or collection
     |- LinkError              exit 4   the other side can't be reached or does not accept this side
     |  `- SignInError         exit 4   ... because it does not know who asks
+    |     `- SlowDownError    exit 4   ... and has been asked too often
     |- RefusedError           exit 5   the site's policy or ledger says no
     |  |- WaitingError        exit 5   ... or not yet: a person must approve, or the hour is wrong
     |  `- ForbiddenError      exit 5   this person's role, or this token's scope, does not allow it
@@ -59,6 +60,14 @@ class LinkError(WardroundError):
 
 class SignInError(LinkError):
     """The other side does not know who asks: a wrong password or token, or a session that has ended."""
+
+
+class SlowDownError(SignInError):
+    """Too many failed tries to sign in. `wait` is how many seconds it takes until the next is looked at."""
+
+    def __init__(self, message: str, wait: int) -> None:
+        super().__init__(message)
+        self.wait = wait
 
 
 class RefusedError(WardroundError):

@@ -44,16 +44,13 @@ def plan(
     Nothing is sent and nothing is spent. Where a site's count is not given it is taken from earlier runs (--kit), else
     guessed, and the plan says so. Exit code 5 when the job can't fit what a site has left.
     """
-    from common.networks import build_network  # torch: only here
-    from common.plan import plan_privacy
-    from common.tasks.registry import build_task
+    from server.planning import counts_of_earlier_runs, plan_job
+    from server.registry import open_registry
 
     found = read_job(job)
-    network = build_network(found, build_task(found.task).outputs)
-    parameters = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-    known = _counts_of_earlier_runs(kit, found) if kit is not None else {}
+    known = counts_of_earlier_runs(open_registry(find_kit(kit, "coordinator")), found) if kit is not None else {}
     known |= {site: int(value) for site, value in _pairs(patients, found, "--patients").items()}
-    result = plan_privacy(found, parameters, units=known, left=_pairs(left, found, "--left"))
+    result = plan_job(found, known, _pairs(left, found, "--left"))
     if as_json:
         fields = dataclasses.asdict(result) | {"job": found.digest, "fits": result.fits}
         typer.echo(json.dumps(fields, indent=2))
@@ -76,23 +73,6 @@ def _pairs(texts: list[str] | None, job: Job, option: str) -> dict[str, float]:
         if found[site] < (1 if option == "--patients" else 0):
             raise UsageError(f"{option} {text}: the number is too small")
     return found
-
-
-def _counts_of_earlier_runs(kit: Path, job: Job) -> dict[str, int]:
-    """Each site's newest count in a run on the same collection that protected the same unit."""
-    from server.registry import open_registry
-
-    registry = open_registry(find_kit(kit, "coordinator"))
-    counts: dict[str, int] = {}
-    for run in registry.list_runs():  # newest first
-        detail = registry.run_detail(run.name)
-        like = detail.job.data.collection == job.data.collection and detail.job.privacy.unit == job.privacy.unit
-        if like and detail.job.privacy.mechanism == "dp-sgd":
-            for record in reversed(detail.rounds):
-                for row in record.sites:
-                    if row.examples:
-                        counts.setdefault(row.site, row.examples)
-    return counts
 
 
 def _print(result: PrivacyPlan) -> None:
