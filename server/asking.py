@@ -112,6 +112,10 @@ class Asker:
 
     def _exchange(self, request: Request, sites: tuple[str, ...]) -> Exchange:
         deadline = self.job.aggregation.deadline_seconds
+        if request.kind == "consent":
+            deadline = min(ANSWER_SECONDS, deadline or ANSWER_SECONDS)
+        if getattr(self.grid, "in_virtual_time", False):
+            deadline = None  # the clock on the wall must not decide what a simulation comes to
         return Exchange(
             self.grid,
             self.node_ids,
@@ -119,7 +123,7 @@ class Asker:
             MessageType.EVALUATE if request.kind == "evaluate" else MessageType.TRAIN,
             f"{request.kind}-{request.number}",
             (*sites, *(self.at_work - set(sites))),
-            min(ANSWER_SECONDS, deadline or ANSWER_SECONDS) if request.kind == "consent" else deadline,
+            deadline,
             self.stopped,
             self.witnesses.witness,
             self._carrier,

@@ -18,6 +18,7 @@ from common.errors import UsageError, WardroundError
 from common.kit import Kit
 from server.records import CoordinatorSeen, SiteSeen
 from server.registry import Registry, open_registry
+from server.runlog import logged
 
 if TYPE_CHECKING:
     from server.link import Link
@@ -120,7 +121,7 @@ def _execute_run(registry: Registry, link: Link, name: str, stop: threading.Even
     from server.execution import execute
 
     try:
-        with link.open_run(name, registry.run_detail(name).job.sites) as run:
+        with logged(registry, name), link.open_run(name, registry.run_detail(name).job.sites) as run:
             execute(registry, name, run.grid, lambda: run.node_ids, shutting_down=stop.is_set)
     except WardroundError as error:
         registry.finish(name, "failed", str(error))

@@ -37,6 +37,9 @@ class Database:
             raise UsageError(f"the registry's database needs a driver that is not installed: {error.name}") from error
         except (ArgumentError, NoSuchModuleError) as error:
             raise UsageError(f"the registry's URL can't be used: {str(error).splitlines()[0]}") from error
+        here = self._engine.url.get_backend_name() == "sqlite" and self._engine.url.database
+        self.file = Path(here) if here else None
+        """SQLite's file, or None for a database of another kind."""
         self.name = self._engine.url.render_as_string(hide_password=True)
         self._writer = self._engine.execution_options(writes=True)
         self._migrate()

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Row, delete, func, insert, select
+from sqlalchemy import URL, ColumnElement, Connection, Row, delete, func, insert, select
 
 from common.errors import NotFoundError, RunError, UsageError
 from common.job import Job, job_from_json
@@ -61,6 +61,11 @@ class Registry(Sightings):
         """Open it, creating and migrating it as needed. Raises UsageError or DataError as `Database` does."""
         super().__init__(Database(url))
         self.folder = folder
+
+    @property
+    def database(self) -> Database:
+        """The database, for what reads or keeps other tables of it: `server.query`, `server.people`."""
+        return self._database
 
     def close(self) -> None:
         """Close the database."""
@@ -228,7 +233,7 @@ class Registry(Sightings):
                 summary=_summary(connection, row),
                 job=job_from_json(row.job, source=f"run {name}"),
                 examples={row.site: row.examples for row in examples},
-                rounds=_rounds(connection, row.id),
+                rounds=tuple(record for _, record in read_rounds(connection, (rounds.c.run_id == row.id,))),
                 models=tuple(self._file(row) for row in kept),
             )
 
@@ -303,9 +308,10 @@ def _summary(connection: Connection, row: Row[Any]) -> RunSummary:
     )
 
 
-def _rounds(connection: Connection, run_id: int) -> tuple[RoundRecord, ...]:
+def read_rounds(connection: Connection, wanted: Sequence[ColumnElement[bool]]) -> list[tuple[int, RoundRecord]]:
+    """Return the rounds that meet all of `wanted`, in the order in which they were committed, with their ids."""
     by_round: dict[int, list[SiteRound]] = {}
-    query = select(site_rounds).join(rounds).where(rounds.c.run_id == run_id).order_by(site_rounds.c.position)
+    query = select(site_rounds).join(rounds).where(*wanted).order_by(site_rounds.c.position)
     for row in connection.execute(query):
         by_round.setdefault(row.round_id, []).append(
             SiteRound(
@@ -320,22 +326,25 @@ def _rounds(connection: Connection, run_id: int) -> tuple[RoundRecord, ...]:
                 row.norm,
             )
         )
-    return tuple(
-        RoundRecord(
-            row.kind,
-            row.number,
-            row.attempt,
-            row.status,
-            tuple(by_round.get(row.id, ())),
-            row.reason,
-            row.started,
-            row.seconds,
-            row.share,
-            row.score,
-            row.whole,
-            tuple(row.warnings),
-            central=CentralRound.from_dict(row.central) if row.central else None,
-            aggregating=row.aggregating,
+    return [
+        (
+            row.id,
+            RoundRecord(
+                row.kind,
+                row.number,
+                row.attempt,
+                row.status,
+                tuple(by_round.get(row.id, ())),
+                row.reason,
+                row.started,
+                row.seconds,
+                row.share,
+                row.score,
+                row.whole,
+                tuple(row.warnings),
+                central=CentralRound.from_dict(row.central) if row.central else None,
+                aggregating=row.aggregating,
+            ),
         )
-        for row in connection.execute(select(rounds).where(rounds.c.run_id == run_id).order_by(rounds.c.id))
-    )
+        for row in connection.execute(select(rounds).where(*wanted).order_by(rounds.c.id))
+    ]

@@ -1,0 +1,339 @@
+"""What the dashboard and the API show, as plain values of `server.readmodel`. Times are seconds since 1970 UTC."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist, median
+from typing import Any, Generic, Literal, TypeVar
+
+from common.job import Job
+from server.records import RoundRecord, SiteRound, Stage
+
+T = TypeVar("T")
+SiteState = Literal["online", "training", "waiting", "late", "refused", "away", "never seen"]
+FLAG_AT, FLAG_FROM = 4.0, 3
+"""An update is flagged from this many times the round's median norm, in rounds of at least so many updates."""
+_WIDTH = NormalDist().inv_cdf(0.975)
+"""How many standard errors a 95 % interval reaches to either side."""
+
+
+@dataclass(frozen=True)
+class Listing(Generic[T]):
+    """A page of a list: `items` from `offset` on, at most `limit` of them, of `total`."""
+
+    items: tuple[T, ...]
+    total: int
+    offset: int
+    limit: int
+
+
+@dataclass(frozen=True)
+class SiteLine:
+    """A site of the federation. `detail` says why it is in its state; `counts` are training cases by collection.
+
+    `version` and `device` are "" until it has told them, which its policy may forbid. `audit_head` is the number of the
+    newest entry of its audit log that the coordinator witnessed.
+    """
+
+    name: str
+    state: SiteState
+    detail: str
+    last_seen: float | None
+    certificate_ends: float | None
+    version: str
+    device: str
+    counts: Mapping[str, int]
+    audit_head: int | None
+
+
+@dataclass(frozen=True)
+class Federation:
+    """The federation as it is now."""
+
+    name: str
+    coordinator_running: bool
+    coordinator_started: float | None
+    heartbeat: float | None
+    sites: tuple[SiteLine, ...]
+
+
+@dataclass(frozen=True)
+class RunLine:
+    """A run in a line. `done` of `rounds` are committed; `progress` is the exchange under way (`RunSummary`)."""
+
+    name: str
+    job_name: str
+    status: str
+    reason: str
+    rounds: int
+    done: int
+    created: float
+    started: float | None
+    finished: float | None
+    sites: int
+    strategy: str
+    mechanism: str
+    progress: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number with its 95 % interval, where there is one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One site in one round. `seconds` from request to answer, `held` of them at the site, `trained` of these training.
+
+    `norm` is the L2 norm of its update; `flagged` says what is odd about it, "" if nothing. `epsilon` is what the run
+    had spent there by then.
+    """
+
+    site: str
+    status: str
+    reason: str
+    seconds: float
+    held: float | None
+    trained: float | None
+    sent: int
+    received: int
+    examples: int
+    norm: float | None
+    flagged: str
+    loss: float | None
+    epsilon: float | None
+    metrics: Mapping[str, Interval]
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Where a round's time went, in seconds: at its slowest site, on the way there and back, adding up, waiting.
+
+    `train` is the slowest answering site's time at work (evaluation and training), `transfer` the rest of its time from
+    request to answer (the lines, and looking for messages), `aggregate` checking and adding up, and `wait` what is left
+    of the round: for sites that never answered. `train` and `transfer` are None where the site does not tell its time.
+    """
+
+    wait: float
+    train: float | None
+    transfer: float | None
+    aggregate: float | None
+
+
+@dataclass(frozen=True)
+class RoundLine:
+    """A round. `metrics` are all sites' together, of the model after round `model_round`."""
+
+    run: str
+    kind: str
+    title: str
+    number: int
+    attempt: int
+    status: str
+    reason: str
+    started: float
+    seconds: float
+    score: float | None
+    loss: float | None
+    share: float | None
+    whole: bool
+    warnings: tuple[str, ...]
+    turns: tuple[Turn, ...]
+    phases: Phases
+    metrics: Mapping[str, Interval]
+    epsilon: float | None
+
+    @property
+    def model_round(self) -> int:
+        """The round after which the model stood that was evaluated: training rounds evaluate what they start from."""
+        return self.number - 1 if self.kind == "train" else self.number
+
+    @property
+    def sent(self) -> int:
+        """Bytes of tensors sent to all sites."""
+        return sum(turn.sent for turn in self.turns)
+
+    @property
+    def received(self) -> int:
+        """Bytes of tensors received from all sites."""
+        return sum(turn.received for turn in self.turns)
+
+
+@dataclass(frozen=True)
+class SiteSpend:
+    """What a run has spent at a site, of the epsilon that its job may spend there."""
+
+    site: str
+    epsilon: float
+    budget: float
+    delta: float
+
+
+@dataclass(frozen=True)
+class StageChange:
+    """Who put a model into a stage, when and why."""
+
+    stage: Stage
+    by: str
+    at: float
+    note: str
+
+
+@dataclass(frozen=True)
+class ModelLine:
+    """A model that a run left: its "best" or its "last". `changes` of its stage, the newest first."""
+
+    id: int
+    run: str
+    run_status: str
+    job_name: str
+    kind: Literal["best", "last"]
+    round: int
+    score: float | None
+    criterion: str
+    created: float
+    bytes: int
+    sha256: str
+    digest: str
+    code_version: str
+    changes: tuple[StageChange, ...]
+
+    @property
+    def stage(self) -> Stage:
+        """The stage it is in: a candidate until somebody decides."""
+        return self.changes[0].stage if self.changes else "candidate"
+
+
+@dataclass(frozen=True)
+class RunView:
+    """Everything of a run. `toml` is its job as a file has it, `sent` and `received` bytes of tensors."""
+
+    line: RunLine
+    job: Job
+    toml: str
+    rounds: tuple[RoundLine, ...]
+    spends: tuple[SiteSpend, ...]
+    models: tuple[ModelLine, ...]
+    warnings: tuple[str, ...]
+    sent: int
+    received: int
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """A model with its file and its metrics: by site and metric, and under "" those of all sites together.
+
+    `judged_on` is the split that the metrics are of, "" where the model was not evaluated.
+    """
+
+    line: ModelLine
+    run: RunView
+    path: str
+    judged_on: str
+    metrics: Mapping[str, Mapping[str, Interval]]
+
+
+def round_line(run: str, record: RoundRecord) -> RoundLine:
+    """Return what is shown of a round."""
+    flags = _flags(record.sites)
+    turns = tuple(_turn(row, flag) for row, flag in zip(record.sites, flags, strict=True))
+    spent = [turn.epsilon for turn in turns if turn.epsilon is not None]
+    return RoundLine(
+        run,
+        record.kind,
+        record.title,
+        record.number,
+        record.attempt,
+        record.status,
+        record.reason,
+        record.started,
+        record.seconds,
+        record.score,
+        record.loss,
+        record.share,
+        record.whole,
+        record.warnings,
+        turns,
+        _phases(record, turns),
+        together(turns, record.sites),
+        record.central.epsilon if record.central else max(spent, default=None),
+    )
+
+
+def together(turns: Sequence[Turn], rows: Sequence[SiteRound]) -> dict[str, Interval]:
+    """Return all sites' metrics as one: means weighted by the patients (else images) that each was judged on.
+
+    A mean's interval is there if all its parts have one: sites share no patient, so that their errors are independent
+    and the variance of sum(w x) / sum(w) is sum(w^2 s^2) / sum(w)^2.
+    """
+    weights = [row.metrics.get("eval.patients") or row.metrics.get("eval.images") or row.examples for row in rows]
+    found: dict[str, Interval] = {}
+    for name in dict.fromkeys(name for turn in turns for name in turn.metrics):
+        parts = [(turn.metrics[name], w) for turn, w in zip(turns, weights, strict=True) if name in turn.metrics and w]
+        if parts:
+            found[name] = _mean(parts)
+    return found
+
+
+def _mean(parts: Sequence[tuple[Interval, float]]) -> Interval:
+    whole = math.fsum(weight for _, weight in parts)
+    value = math.fsum(part.value * weight for part, weight in parts) / whole
+    if any(part.low is None or part.high is None for part, _ in parts):
+        return Interval(value)
+    errors = [weight * ((part.high or 0) - (part.low or 0)) / (2 * _WIDTH) for part, weight in parts]
+    reach = _WIDTH * math.hypot(*errors) / whole
+    return Interval(value, max(0.0, value - reach), min(1.0, value + reach))
+
+
+def _turn(row: SiteRound, flag: str) -> Turn:
+    numbers = row.metrics
+    names = [name.removeprefix("eval.") for name in numbers if name.startswith("eval.")]
+    metrics = {
+        name: Interval(numbers[f"eval.{name}"], numbers.get(f"eval.{name}_low"), numbers.get(f"eval.{name}_high"))
+        for name in names
+        if name not in ("images", "patients", "seconds") and not name.endswith(("_low", "_high"))
+    }
+    return Turn(
+        row.site,
+        row.status,
+        row.reason,
+        row.seconds,
+        numbers.get("train.held"),
+        numbers.get("train.seconds"),
+        row.sent,
+        row.received,
+        row.examples,
+        row.norm,
+        flag,
+        numbers.get("train.loss"),
+        numbers.get("privacy.epsilon"),
+        metrics,
+    )
+
+
+def _flags(rows: Sequence[SiteRound]) -> list[str]:
+    norms = [row.norm for row in rows if row.norm is not None]
+    usual = median(norms) if len(norms) >= FLAG_FROM else math.inf
+    return [_flag(row, usual) for row in rows]
+
+
+def _flag(row: SiteRound, usual: float) -> str:
+    if row.status == "rejected":
+        return f"rejected: {row.reason}"
+    if row.norm is not None and 0 < usual < math.inf and row.norm >= FLAG_AT * usual:
+        return f"its norm is {row.norm / usual:.1f} times the round's median"
+    return ""
+
+
+def _phases(record: RoundRecord, turns: Sequence[Turn]) -> Phases:
+    slowest = max((turn for turn in turns if turn.seconds), key=lambda turn: turn.seconds, default=None)
+    if slowest is None:
+        return Phases(record.seconds, None, None, record.aggregating)
+    transfer = max(0.0, slowest.seconds - slowest.held) if slowest.held is not None else None
+    return Phases(max(0.0, record.seconds - slowest.seconds), slowest.held, transfer, record.aggregating)
