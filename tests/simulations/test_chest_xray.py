@@ -15,7 +15,7 @@ def outcome(arm: str, seed: int, auc: float, epsilon: float | None = None) -> Ou
 
 @pytest.fixture(scope="module")
 def outcomes(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
-    results = run_all(tmp_path_factory.mktemp("chest"), shared_data, seeds=[0], rounds=10, workers=2)
+    results = run_all(tmp_path_factory.mktemp("chest"), shared_data, seeds=[0], rounds=8, workers=2)
     return {result.arm: result for result in results}
 
 
