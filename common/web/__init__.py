@@ -1,0 +1,1 @@
+"""What the coordinator's dashboard and the hospital's page share: frame, tables, charts, live updates, serving."""
