@@ -8,7 +8,6 @@
     |- DataError              exit 3   a folder, label file, catalog or collection
     |- LinkError              exit 4   the other side can't be reached or does not accept this side
     |  `- SignInError         exit 4   ... because it does not know who asks
-    |     `- SlowDownError    exit 4   ... after too many wrong answers: later
     |     `- SlowDownError    exit 4   ... and has been asked too often
     |- RefusedError           exit 5   the site's policy or ledger says no
     |  |- WaitingError        exit 5   ... or not yet: a person must approve, or the hour is wrong
@@ -69,10 +68,6 @@ class SlowDownError(SignInError):
     def __init__(self, message: str, wait: int) -> None:
         super().__init__(message)
         self.wait = wait
-
-
-class SlowDownError(SignInError):
-    """Too many wrong passwords came: nobody is let in by this name, or from there, for a while."""
 
 
 class RefusedError(WardroundError):
