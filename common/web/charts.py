@@ -5,6 +5,7 @@ Pure functions: plain values in, plain dictionaries out. Colours hold in both th
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -90,40 +91,59 @@ def bars(title: str, x: str, y: str, names: Sequence[object], parts: Mapping[str
 
 @dataclass(frozen=True)
 class Cell:
-    """What a site did in a round: column and row by place, the state, and a line that says more."""
+    """What was done in a column and row (by place): the state, how long it took (s), and why, where that is known."""
 
     x: int
     y: int
     state: str
-    more: str
+    seconds: float
+    more: str = ""
 
 
 def state_map(title: str, columns: Sequence[str], rows: Sequence[str], cells: Sequence[Cell], data: Markup) -> Chart:
     """Return a map of states, such as of rounds (columns) by sites (rows). `data` is its table."""
     states = list(dict.fromkeys(cell.state for cell in cells))
+    names = f"const [x, y, states] = {json.dumps([list(columns), list(rows), states]).replace('<', chr(92) + 'u003c')};"
+    escaped = "replace(/[&<>\"']/g, (c) => '&#' + c.charCodeAt(0) + ';')"
+    told = (
+        "(p) => { " + names + " const d = p.data; const lines = [y[d[1]] + ', ' + x[d[0]], states[d[2]] + (d[3] ? ', ' "
+        "+ d[3] + ' s' : '')].concat(d[4] ? [d[4]] : []); return lines.map((s) => s." + escaped + ").join('<br>'); }"
+    )
+    grid = {"left": 8, "right": 12, "top": 34, "bottom": 8, "containLabel": True}
+    pieces = [{"value": place, "label": state, "color": STATES.get(state, GREY)} for place, state in enumerate(states)]
     options = {
         "aria": {"enabled": True},
         "animation": False,
-        "grid": {"left": 8, "right": 12, "top": 34, "bottom": 24, "containLabel": True},
-        "tooltip": _tooltip() | {
-            ":formatter": "(p) => p.data[3].replace(/[&<>\"']/g, (c) => '&#' + c.charCodeAt(0) + ';')"
-            ".split('\\n').join('<br>')"
-        },
+        "grid": grid,
+        "tooltip": _tooltip() | {":formatter": told},
         "xAxis": _axis("", type="category", data=list(columns)) | {"splitLine": {"show": False}},
         "yAxis": _axis("", type="category", data=list(rows), inverse=True) | {"splitLine": {"show": False}},
         "visualMap": {
-            "type": "piecewise", "dimension": 2, "orient": "horizontal", "top": 0, "left": 0, "itemWidth": 14,
-            "textStyle": {"color": GREY}, "hoverLink": False,
-            "pieces": [{"value": place, "label": state, "color": STATES.get(state, GREY)}
-                       for place, state in enumerate(states)],
+            "type": "piecewise",
+            "dimension": 2,
+            "orient": "horizontal",
+            "top": 0,
+            "left": 0,
+            "itemWidth": 14,
+            "textStyle": {"color": GREY},
+            "hoverLink": False,
+            "pieces": pieces,
         },
-        "series": [{
-            "type": "heatmap", "data": [[cell.x, cell.y, states.index(cell.state), cell.more] for cell in cells],
-            "itemStyle": {"borderWidth": 1 if len(cells) < CANVAS_FROM else 0, "borderColor": "#8884"},
-        }],
-    }  # fmt: skip
+        "series": [
+            {
+                "type": "heatmap",
+                "data": [_cell(cell, states) for cell in cells],
+                "itemStyle": {"borderWidth": 1 if len(cells) < CANVAS_FROM else 0, "borderColor": "#8884"},
+            }
+        ],
+    }
     size = "low" if len(rows) <= 6 else "high" if len(rows) > 14 else ""
     return Chart(title, options, data, canvas=len(cells) >= CANVAS_FROM, size=size)
+
+
+def _cell(cell: Cell, states: Sequence[str]) -> list[object]:
+    found: list[object] = [cell.x, cell.y, states.index(cell.state), round(cell.seconds, 1)]
+    return [*found, cell.more] if cell.more else found
 
 
 def _frame(y: str, legend: Sequence[str]) -> dict[str, Any]:

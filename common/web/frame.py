@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from common.web.charts import Chart
 from common.web.live import Feed
 
 STATIC = Path(__file__).parent / "static"
-ASSETS = "/assets"
+ASSETS = "/static"
 HEAD = f'<link rel="stylesheet" href="{ASSETS}/theme.css"><script src="{ASSETS}/page.js"></script>'
 
 
@@ -74,38 +74,62 @@ def sheet(title: str = "") -> Iterator[None]:
         yield
 
 
-class Part:
-    """A piece of a page that is brought up to date in place: only when it has really changed, it is sent."""
+Piece = Markup | Chart
 
-    def __init__(self, make: Callable[[], Markup]) -> None:
+
+class Pieces:
+    """The pieces of a page by name, all made at once from one look at what is shown, and brought up to date in place.
+
+    `make` runs in a thread. Only a piece that has really changed is sent to the browser.
+    """
+
+    def __init__(self, make: Callable[[], Mapping[str, Piece]]) -> None:
         self._make = make
-        self._element = ui.html(make(), sanitize=False)
+        self._now: Mapping[str, Piece] = {}
+        self._placed: dict[str, _Text | Drawing] = {}
 
-    def refresh(self, content: Markup | None = None) -> None:
-        """Show what it should show now."""
-        content = self._make() if content is None else content
-        if content != self._element.content:
-            self._element.set_content(content)
+    async def load(self) -> Pieces:
+        """Make the pieces; then they can be put into place. Raises what `make` raises."""
+        self._now = await asyncio.to_thread(self._make)
+        return self
+
+    def put(self, name: str) -> None:
+        """Put a piece here."""
+        piece = self._now[name]
+        self._placed[name] = Drawing(piece) if isinstance(piece, Chart) else _Text(piece)
+
+    async def refresh(self) -> None:
+        """Make the pieces again and show what has changed."""
+        before, self._now = self._now, await asyncio.to_thread(self._make)
+        for name, placed in self._placed.items():
+            if name in self._now and self._now[name] != before.get(name):
+                placed.show(self._now[name])
 
 
-class ChartPart:
-    """A chart that is brought up to date in place, with its table beside it."""
+class _Text:
+    def __init__(self, content: Markup) -> None:
+        self._element = ui.html(content, sanitize=False)
 
-    def __init__(self, make: Callable[[], Chart]) -> None:
-        self._make = make
-        chart = make()
+    def show(self, piece: Piece) -> None:
+        self._element.set_content(str(piece))
+
+
+class Drawing:
+    """A chart on the page, with its numbers as a table that can be opened."""
+
+    def __init__(self, chart: Chart) -> None:
         with ui.element("figure").style("margin: 0"):
             self._chart = ui.echart(chart.options, renderer="canvas" if chart.canvas else "svg")
-            self._chart.classes(f"chart {chart.size}").props(f'role="img" aria-label="{_attribute(chart.title)}"')
+            self._chart.classes(f"chart {chart.size}")
+            self._chart.props["role"], self._chart.props["aria-label"] = "img", chart.title
             self._table = ui.html(_data(chart), sanitize=False)
 
-    def refresh(self, chart: Chart | None = None) -> None:
-        """Draw what it should show now."""
-        chart = self._make() if chart is None else chart
-        if chart.options != self._chart.options:
-            self._chart.props["options"] = chart.options
+    def show(self, piece: Piece) -> None:
+        """Draw another one in its place."""
+        if isinstance(piece, Chart):
+            self._chart.props["options"] = piece.options
             self._chart.update()
-            self._table.set_content(_data(chart))
+            self._table.set_content(_data(piece))
 
 
 def follow(feed: Feed, refresh: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -117,12 +141,8 @@ def follow(feed: Feed, refresh: Callable[[], Coroutine[Any, Any, None]]) -> None
             await refresh()
 
     client.on_delete(feed.subscribe(listen))
-    client.on_connect(lambda: asyncio.create_task(refresh()))  # what changed while the line was down
+    client.on_connect(refresh)  # what changed while the line was down
 
 
 def _data(chart: Chart) -> Markup:
     return Markup("<details><summary>{} as a table</summary>{}</details>").format(chart.title, chart.data)
-
-
-def _attribute(text: str) -> str:
-    return text.replace('"', "'")

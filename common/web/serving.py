@@ -41,6 +41,7 @@ def serve(
         log_level="warning",
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # whoever asks could claim any address
         ssl_certfile=certificate,
         ssl_keyfile=key,
         timeout_graceful_shutdown=GRACE_SECONDS,

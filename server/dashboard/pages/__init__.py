@@ -1,0 +1,1 @@
+"""The coordinator's pages: one file a page, all listed in `routes`."""

@@ -1,0 +1,109 @@
+"""What every page of the coordinator is given, and how each begins and acts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from fastapi import Request
+from markupsafe import Markup
+from nicegui import ui
+
+from common.errors import SignInError, WardroundError
+from common.web import tables
+from common.web.frame import Navigation, frame
+from common.web.live import Feed
+from server.actions import Actions
+from server.dashboard.security import SIGN_IN, again, csrf_of, signed_in
+from server.people import People
+from server.readmodel import ReadModel
+from server.roles import Person
+
+T = TypeVar("T")
+LINKS = (("Federation", "/"), ("Runs", "/runs"), ("New job", "/new"), ("Models", "/models"), ("People", "/people"))
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Where pages read, act, look people up, and hear of changes."""
+
+    read: ReadModel
+    actions: Actions
+    people: People
+    feed: Feed
+    federation: str
+
+    @contextmanager
+    def page(self, request: Request, title: str, here: str) -> Iterator[Person]:
+        """Build a page's frame for who asks. An error while it is built becomes what the page says."""
+        person = signed_in(request)
+        links = [*LINKS, ("Audit", "/audit")] if person.may("audit") else LINKS
+        with frame(title, Navigation(self.federation, links, _signed_in(person, csrf_of(request))), here=here):
+            try:
+                yield person
+            except WardroundError as error:
+                ui.html(tables.note(str(error), "bad"), sanitize=False)
+
+    async def act(self, person: Person, action: Callable[[Person], T], done: str = "") -> T | None:
+        """Do something for a person in a thread, if their session lives still; tell how it went.
+
+        Returns None when it could not be done: then the page says why, or is on its way to the sign-in page.
+        """
+
+        def do() -> T:
+            return action(again(self.people, person))
+
+        try:
+            result = await asyncio.to_thread(do)
+        except SignInError:
+            ui.navigate.to(SIGN_IN)
+            return None
+        except WardroundError as error:
+            tell(str(error), bad=True)
+            return None
+        if done:
+            tell(done)
+        await self.feed.look()
+        return result
+
+
+def tell(text: str, *, bad: bool = False) -> None:
+    """Say something in a corner of the page; a screen reader says it at once."""
+    ui.notify(text, type="negative" if bad else "positive", timeout=0 if bad else 5000, close_button="Close")
+
+
+def button(text: str, on_click: Callable[[], object], *, kind: str = "") -> None:
+    """Put a button here."""
+    ui.html(Markup("{}").format(text), sanitize=False, tag="button").classes(f"button {kind}").props("type=button").on(
+        "click", on_click
+    )
+
+
+async def confirmed(title: str, text: str, yes: str, *, kind: str = "") -> bool:
+    """Ask before something that matters; return whether the answer was yes."""
+    with (
+        ui.dialog().props(f'aria-label="{title}"') as dialog,
+        ui.element("div").classes("sheet").style("max-width:520px"),
+    ):
+        ui.html(Markup("<h2>{}</h2><p>{}</p>").format(title, text), sanitize=False)
+        with ui.element("div").classes("row-of"):
+            button(yes, lambda: dialog.submit(True), kind=kind)
+            button("Cancel", lambda: dialog.submit(False), kind="plain")
+    answer = bool(await dialog)
+    dialog.delete()
+    return answer
+
+
+def html(content: str) -> None:
+    """Put HTML here, which was escaped where it was made."""
+    ui.html(content, sanitize=False)
+
+
+def _signed_in(person: Person, csrf: str) -> Markup:
+    return Markup(
+        '<span class="who">{} ({})</span><form method="post" action="/sign-out">'
+        '<input type="hidden" name="csrf" value="{}"><button class="link" type="submit">Sign out</button></form>'
+    ).format(person.display or person.name, person.role, csrf)
