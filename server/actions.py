@@ -14,12 +14,13 @@ from common.errors import ForbiddenError, RunError, UsageError
 from common.job import Job, parse_job
 from common.kit import Kit
 from common.plan import PrivacyPlan
-from server.people import People, TokenLine, checked_name
+from server.people import People, checked_name
 from server.record import coordinator_log
 from server.records import RESUMABLE, ModelFile, Stage
 from server.registry import Registry
 from server.report import is_alive
 from server.roles import Person, Role
+from server.tokens import TokenLine
 
 LONGEST_JOB = 200_000
 """Characters of a job's TOML."""
@@ -187,6 +188,7 @@ class Actions:
         owner = whose or person.name
         self._own_or_admin(person, owner)
         person.require_session()
+        self._people.check_token(owner, scopes, days)
         self._record("token", person, who=owner, issued=name, scopes=sorted(scopes), days=days)
         return self._people.issue_token(owner, name, scopes, days)
 

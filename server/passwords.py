@@ -48,7 +48,8 @@ class Passwords:
 
     def fits(self, password: str, hashed: str | None) -> bool:
         """Whether the password is that of the hash; False for None, after the same time."""
-        against = hashed or self._nobodys
+        nobodys = self._nobodys  # made before it is known whether it is needed
+        against = hashed or nobodys
         given = _normalised(password[: 2 * LONGEST]).encode("utf-8", "surrogatepass")
         with _AT_ONCE:
             try:

@@ -7,11 +7,9 @@ next request.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import secrets
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,17 +19,15 @@ from sqlalchemy.exc import IntegrityError
 from common.errors import NotFoundError, SignInError, UsageError
 from server.database import Database
 from server.passwords import Attempts, Passwords
-from server.roles import ROLES, SCOPES, Person, Role, scopes_of
+from server.roles import ROLES, Person, Role, scopes_of
 from server.schema import people, sessions, tokens
+from server.tokens import STAMP_SECONDS, Tokens, hash_of
+from server.tokens import TokenLine as TokenLine
 
 IDLE_SECONDS, LONGEST_SECONDS = 30 * 60.0, 12 * 3600.0
-LONGEST_TOKEN_DAYS = 366
-TOKEN_MARK = "wr_"  # noqa: S105 - what tokens begin with, so that scanners of leaked secrets find them
 UNKNOWN = "the name or the password is wrong"
 ENDED = "the session has ended: sign in again"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._@+-]{0,63}")
-_STAMP_SECONDS = 30.0
-"""How much later a session or token must be used again for that to be written down."""
 
 
 @dataclass(frozen=True)
@@ -48,29 +44,15 @@ class PersonLine:
     seen: float | None
 
 
-@dataclass(frozen=True)
-class TokenLine:
-    """A token in a list, without its secret. Times are seconds since 1970 UTC."""
-
-    id: int
-    person: str
-    name: str
-    scopes: tuple[str, ...]
-    created: float
-    ends: float
-    used: float | None
-    revoked: bool
-
-
-class People:
+class People(Tokens):
     """The people who may use this coordinator. Several processes may have the registry open."""
 
     def __init__(self, database: Database, *, idle: float = IDLE_SECONDS, longest: float = LONGEST_SECONDS) -> None:
-        self._database = database
+        super().__init__(database)
         self._idle, self._longest = idle, longest
         self._passwords, self._attempts = Passwords(), Attempts(database)
 
-    # Who there is.
+    # Who there is. (How tokens are made and known: `server.tokens`.)
 
     def add(
         self,
@@ -203,7 +185,7 @@ class People:
             row = connection.execute(select(sessions, people).select_from(sessions.join(people)).where(ours)).first()
         if row is None or row.disabled or now > row.ends or now > row.seen + self._idle:
             return None
-        if touch and now > row.seen + _STAMP_SECONDS:
+        if touch and now > row.seen + STAMP_SECONDS:
             with self._database.write() as connection:
                 connection.execute(update(sessions).where(ours).values(seen=now))
         return Person(row.name, row.display, row.role, scopes_of(row.role), "session", token_hash, address)
@@ -218,63 +200,6 @@ class People:
         with self._database.write() as connection:
             return connection.execute(delete(sessions).where(sessions.c.person == name)).rowcount
 
-    # Tokens, for scripts.
-
-    def issue_token(self, person: str, name: str, scopes: Iterable[str], days: float) -> tuple[TokenLine, str]:
-        """Make a token for a person's scripts; return it and its secret, which is nowhere else.
-
-        Raises NotFoundError, or UsageError for an unknown scope, one beyond the person's role, or a wrong time.
-        """
-        line, wanted = self.get(person), tuple(sorted(set(scopes)))
-        if not wanted or not set(wanted) <= set(SCOPES):
-            raise UsageError(f"a token has one or more of the scopes {', '.join(SCOPES)}")
-        if beyond := set(wanted) - scopes_of(line.role):
-            raise UsageError(f'{person} is a {line.role}: the scope "{min(beyond)}" is beyond that role')
-        if not 0 < days <= LONGEST_TOKEN_DAYS:
-            raise UsageError(f"a token ends after 1 to {LONGEST_TOKEN_DAYS} days")
-        secret, now = TOKEN_MARK + secrets.token_urlsafe(32), time.time()
-        values = {"person": person, "name": name, "scopes": wanted, "created": now, "ends": now + days * 86400}
-        with self._database.write() as connection:
-            row = insert(tokens).values(**values, hash=hash_of(secret), revoked=False)
-            number = connection.execute(row.returning(tokens.c.id)).scalar_one()
-        return self.token_line(number), secret
-
-    def token(self, secret: str, address: str = "") -> Person | None:
-        """Return whose token it is and what it may do, or None when it has ended or was revoked."""
-        now, ours = time.time(), tokens.c.hash == hash_of(secret)
-        columns = (tokens.c.scopes, tokens.c.ends, tokens.c.used, tokens.c.revoked)
-        whose = (people.c.name, people.c.display, people.c.role, people.c.disabled)
-        with self._database.read() as connection:
-            row = connection.execute(select(*columns, *whose).select_from(tokens.join(people)).where(ours)).first()
-        if row is None or row.revoked or row.disabled or now > row.ends:
-            return None
-        if row.used is None or now > row.used + _STAMP_SECONDS:
-            with self._database.write() as connection:
-                connection.execute(update(tokens).where(ours).values(used=now))
-        scopes = scopes_of(row.role) & frozenset(row.scopes)
-        return Person(row.name, row.display, row.role, scopes, "token", hash_of(secret), address)
-
-    def tokens(self, person: str = "") -> tuple[TokenLine, ...]:
-        """Return the tokens of a person (or, for "", of everybody), the newest first."""
-        query = select(tokens).order_by(tokens.c.id.desc())
-        if person:
-            query = query.where(tokens.c.person == person)
-        with self._database.read() as connection:
-            return tuple(_token(row) for row in connection.execute(query))
-
-    def token_line(self, number: int) -> TokenLine:
-        """Return a token by its id. Raises NotFoundError."""
-        with self._database.read() as connection:
-            row = connection.execute(select(tokens).where(tokens.c.id == number)).first()
-        if row is None:
-            raise NotFoundError(f"there is no token {number}")
-        return _token(row)
-
-    def revoke_token(self, number: int) -> None:
-        """End a token at once."""
-        with self._database.write() as connection:
-            connection.execute(update(tokens).where(tokens.c.id == number).values(revoked=True))
-
 
 def checked_name(name: str) -> str:
     """Return a person's name in lower case. Raises UsageError if it can't be one."""
@@ -282,11 +207,6 @@ def checked_name(name: str) -> str:
     if not _NAME.fullmatch(lower):
         raise UsageError("a person's name has 1 to 64 of a-z, 0-9 and . _ @ + -, and begins with a letter or digit")
     return lower
-
-
-def hash_of(secret: str) -> str:
-    """Return what is kept of a session's or token's secret: 256 random bits need no slow hash."""
-    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _check_role(role: str) -> None:
@@ -303,8 +223,3 @@ def _line(row: Row[Any]) -> PersonLine:
     return PersonLine(
         row.name, row.display, cast(Role, row.role), signs_in, row.disabled, row.created, row.by, row.seen
     )
-
-
-def _token(row: Row[Any]) -> TokenLine:
-    times = (row.created, row.ends, row.used)
-    return TokenLine(row.id, row.person, row.name, tuple(row.scopes), *times, row.revoked)

@@ -19,7 +19,7 @@ from server.coordinator import known_sites
 from server.model_card import model_card
 from server.query import Query
 from server.record import coordinator_log
-from server.records import LogLine, RoundRecord, SiteSeen
+from server.records import LogLine, RoundRecord, RunDetail, SiteSeen
 from server.registry import Registry
 from server.report import is_alive
 from server.toml import differences, job_toml
@@ -78,6 +78,14 @@ class ReadModel:
     def run(self, name: str) -> RunView:
         """Return everything of a run. Raises NotFoundError when there is none of this name."""
         return self._kept(("run", name), lambda: self._run(name))
+
+    def line(self, name: str) -> RunLine:
+        """Return a run in a line. Raises NotFoundError when there is none of this name."""
+        return self._kept(("line", name), lambda: self._query.run(name)[0])
+
+    def detail(self, name: str) -> RunDetail:
+        """Return a run as the registry keeps it, read anew. Raises NotFoundError when there is none of this name."""
+        return self._registry.run_detail(name)
 
     def participation(self, limit: int = 20) -> tuple[RoundLine, ...]:
         """Return the newest training rounds of all runs, the oldest of them first."""

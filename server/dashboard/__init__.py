@@ -1,0 +1,1 @@
+"""The coordinator's dashboard: pages and a REST API, in a process of its own, over the registry."""
