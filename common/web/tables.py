@@ -34,8 +34,11 @@ class Column:
     long: bool = False
 
 
+Heading = str | Column
+
+
 def table(
-    caption: str, columns: Sequence[str | Column], rows: Iterable[Sequence[object]], *, empty: str = "Nothing yet.",
+    caption: str, columns: Sequence[Heading], rows: Iterable[Sequence[object]], *, empty: str = "Nothing yet.",
     tall: bool = False,
 ) -> Markup:  # fmt: skip
     """Return a table whose rows' first cells name them, or the paragraph `empty` when there is no row."""

@@ -13,7 +13,7 @@ from nicegui import ui
 from common.chain import Entry
 from common.web import tables, words
 from common.web.frame import Pieces, follow, sheet
-from common.web.tables import Column
+from common.web.tables import Column, Heading
 from server.dashboard.pages.desk import Desk
 
 LIMIT = 100
@@ -30,7 +30,7 @@ def add(desk: Desk) -> None:
 
             def listed() -> Markup:
                 found = desk.read.audit(offset=first, limit=LIMIT)
-                heads = [Column("Entry", number=True), "When", "What", "By", "From", Column("Details", long=True)]
+                heads: list[Heading] = [Column("Entry", number=True), "When", "What", "By", "From", Column("Details", long=True)]
                 rows = tables.table(
                     f"{found.total:,} entries, the newest first", heads, [_row(entry) for entry in found.items],
                     empty="Nobody has done anything yet.",

@@ -12,7 +12,7 @@ from common.errors import UsageError
 from common.web import charts, tables, words
 from common.web.charts import Line
 from common.web.frame import Piece, Pieces, follow, sheet
-from common.web.tables import Column, badge
+from common.web.tables import Column, Heading, badge
 from server.dashboard.pages.desk import Desk, html
 from server.readmodel import ReadModel
 from server.views import RunView
@@ -61,7 +61,7 @@ def _table(views: Sequence[RunView]) -> Markup:
             for name in metrics
         ),
     ]
-    heads = ["", *(view.line.name for view in views)]
+    heads: list[Heading] = ["", *(view.line.name for view in views)]
     return tables.table("The runs side by side", [Column(head) for head in heads], rows)
 
 
@@ -83,7 +83,7 @@ def _chart(views: Sequence[RunView]) -> Piece:
 def _jobs(read: ReadModel, names: Sequence[str]) -> Markup:
     found = Markup("")
     for other in names[1:]:
-        heads = ["Key", Column(f"In {names[0]}", long=True), Column(f"In {other}", long=True)]
+        heads: list[Heading] = ["Key", Column(f"In {names[0]}", long=True), Column(f"In {other}", long=True)]
         found += tables.table(
             f"Keys in which {names[0]} and {other} differ",
             heads,

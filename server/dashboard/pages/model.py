@@ -12,7 +12,7 @@ from nicegui import ui
 from common.errors import NotFoundError
 from common.web import tables, words
 from common.web.frame import Piece, Pieces, follow, sheet
-from common.web.tables import Column, badge
+from common.web.tables import Column, Heading, badge
 from server.dashboard.pages.desk import Desk, button, confirmed, html
 from server.readmodel import ReadModel
 from server.records import Stage
@@ -93,7 +93,7 @@ def _provenance(view: ModelView) -> Markup:
     )  # fmt: skip
     digests = tables.facts([("File's SHA-256", line.sha256), ("Job's digest", line.digest)])
     spends = [(spend.site, f"{spend.epsilon:.2f}", f"{spend.budget:g}", f"{spend.delta:g}") for spend in run.spends]
-    heads = ["Site", Column("Epsilon spent", number=True), Column("of", number=True), Column("Delta", number=True)]
+    heads: list[Heading] = ["Site", Column("Epsilon spent", number=True), Column("of", number=True), Column("Delta", number=True)]
     private = tables.table("Privacy spent by its run", heads, spends, empty="No differential privacy was used.")
     return Markup("{}<p></p>{}<p></p>{}").format(told, digests, private)
 
@@ -103,13 +103,13 @@ def _results(view: ModelView) -> Markup:
         return Markup('<p class="soft">It was not evaluated: no site let metrics leave, or the run ended before.</p>')
     names = list(dict.fromkeys(name for found in view.metrics.values() for name in found))
     rows = [(site or "all sites", *(_shown(found.get(name)) for name in names)) for site, found in view.metrics.items()]
-    heads = ["Site", *(Column(name) for name in names)]
+    heads: list[Heading] = ["Site", *(Column(name) for name in names)]
     return tables.table(f"On the {view.judged_on} split of each site, with 95 % intervals", heads, rows)
 
 
 def _stages(line: ModelLine) -> Markup:
     rows = [(badge(change.stage), change.by, words.when(change.at), change.note) for change in line.changes]
-    heads = ["Stage", "By", "When", Column("Why", long=True)]
+    heads: list[Heading] = ["Stage", "By", "When", Column("Why", long=True)]
     return tables.table(
         "Decisions, the newest first", heads, rows, empty="Nobody has decided on it yet: it is a candidate."
     )
@@ -142,7 +142,7 @@ def _beside(read: ReadModel, view: ModelView, other: int) -> Markup:
         for site in names
         for name in metrics
     ]
-    heads = ["Where and what", f"Model {view.line.id} ({view.judged_on})", f"Model {other} ({second.judged_on})"]
+    heads: list[Heading] = ["Where and what", f"Model {view.line.id} ({view.judged_on})", f"Model {other} ({second.judged_on})"]
     differ = tables.table(
         "Keys in which their jobs differ", ["Key", Column("Here", long=True), Column("There", long=True)],
         read.diff(view.line.run, second.line.run), empty="Their jobs are the same.",

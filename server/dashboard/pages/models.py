@@ -11,7 +11,7 @@ from nicegui import ui
 
 from common.web import tables, words
 from common.web.frame import Pieces, follow, sheet
-from common.web.tables import Column, badge
+from common.web.tables import Column, Heading, badge
 from server.dashboard.pages.desk import Desk, html
 from server.records import Stage
 from server.views import ModelLine
@@ -44,7 +44,7 @@ def add(desk: Desk) -> None:
 
 def model_rows(models: Sequence[ModelLine], empty: str) -> Markup:
     """Return a table of models."""
-    heads = ["Model", "Stage", Column("Decided", long=True), "Run", Column("After round", number=True),
+    heads: list[Heading] = ["Model", "Stage", Column("Decided", long=True), "Run", Column("After round", number=True),
              Column("Validation score", number=True), Column("Size", number=True), "Made", "SHA-256"]  # fmt: skip
     return tables.table("Models", heads, [_row(model) for model in models], empty=empty)
 

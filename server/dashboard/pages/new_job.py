@@ -14,7 +14,7 @@ from common.plan import PrivacyPlan
 from common.web import tables
 from common.web.charts import Line, lines
 from common.web.frame import Drawing, sheet
-from common.web.tables import Column
+from common.web.tables import Column, Heading
 from server.dashboard.pages.desk import Desk, confirmed, html
 from server.dashboard.pages.fields import Field
 from server.dashboard.pages.job_form import EMPTY, KEYS, Key, changed, values_of
@@ -170,7 +170,7 @@ def _show_plan(plan: PrivacyPlan) -> None:
         html(tables.note(warning, "warn"))
     if not plan.sites:
         return
-    heads = ["Site", Column(f"{unit}s", number=True), Column("Rate", number=True), Column("Steps", number=True),
+    heads: list[Heading] = ["Site", Column(f"{unit}s", number=True), Column("Rate", number=True), Column("Steps", number=True),
              Column("Noise", number=True), Column("Epsilon", number=True), Column("Would refuse", long=True)]  # fmt: skip
     rows: list[Sequence[object]] = [
         (site.site, f"{site.units:,}{' (guessed)' if site.guessed else ''}", f"{site.sample_rate:.3g}", f"{site.steps:,}",

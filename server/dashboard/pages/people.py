@@ -11,7 +11,7 @@ from nicegui import ui
 
 from common.web import tables, words
 from common.web.frame import Piece, Pieces, follow, sheet
-from common.web.tables import Column, badge
+from common.web.tables import Column, Heading, badge
 from server.dashboard.pages.desk import Desk, button, confirmed, html, tell
 from server.dashboard.pages.fields import Field
 from server.people import PersonLine, TokenLine
@@ -48,9 +48,9 @@ def add(desk: Desk) -> None:
 def pieces_of(desk: Desk, person: Person) -> Mapping[str, Piece]:
     """Return the page's pieces."""
     everybody = desk.people.list() if person.may("people") else ()
-    heads = ["Name", "Shown as", "Role", "Signs in with", "State", "Last seen", "Added", "By"]
+    heads: list[Heading] = ["Name", "Shown as", "Role", "Signs in with", "State", "Last seen", "Added", "By"]
     tokens = desk.people.tokens("" if person.may("people") else person.name)
-    token_heads = [Column("Number", number=True), "Token", "Of", "Scopes", "Made", "Ends", "Last used", "State"]
+    token_heads: list[Heading] = [Column("Number", number=True), "Token", "Of", "Scopes", "Made", "Ends", "Last used", "State"]
     return {
         "people": tables.table(f"{len(everybody)} people", heads, [_person(line) for line in everybody]),
         "tokens": tables.table(

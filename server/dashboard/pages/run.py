@@ -12,7 +12,7 @@ from common.errors import NotFoundError
 from common.web import charts, tables, words
 from common.web.charts import Chart, Line
 from common.web.frame import Piece, Pieces, follow, sheet
-from common.web.tables import Column, badge
+from common.web.tables import Column, Heading, badge
 from server.dashboard.pages.desk import Desk, button, confirmed
 from server.dashboard.pages.federation import participation
 from server.dashboard.pages.models import model_rows
@@ -191,7 +191,7 @@ def _by_site(values: Sequence[tuple[int, Mapping[str, float]]]) -> list[Line]:
 def _phases(trained: Sequence[RoundLine]) -> Piece:
     if not trained:
         return _nothing("No round yet.")
-    parts = {
+    parts: dict[str, list[float | None]] = {
         "wait for absent sites": [one.phases.wait for one in trained],
         "at the slowest site": [one.phases.train for one in trained],
         "transfer": [one.phases.transfer for one in trained],
@@ -203,7 +203,7 @@ def _phases(trained: Sequence[RoundLine]) -> Piece:
 def _bytes(trained: Sequence[RoundLine]) -> Piece:
     if not trained:
         return _nothing("No round yet.")
-    parts = {"sent": [one.sent / 1e6 for one in trained], "received": [one.received / 1e6 for one in trained]}
+    parts: dict[str, list[float | None]] = {"sent": [one.sent / 1e6 for one in trained], "received": [one.received / 1e6 for one in trained]}
     return charts.bars("Tensors sent and received", "round", "MB", [_name(one) for one in trained], parts)
 
 
@@ -285,7 +285,7 @@ def _sites(view: RunView) -> Markup:
                 turn.reason if turn else None,
             )
         )  # fmt: skip
-    heads = [
+    heads: list[Heading] = [
         "Site",
         "Last answer",
         Column("Training cases", number=True),
@@ -300,7 +300,7 @@ def _log(lines: Sequence[LogLine]) -> Markup:
     if not lines:
         return _nothing("The coordinator has said nothing of this run yet.")
     rows = [(words.when(line.at), badge(line.level), line.text) for line in reversed(lines)]
-    heads = ["When", "Level", Column("What", long=True)]
+    heads: list[Heading] = ["When", "Level", Column("What", long=True)]
     return tables.table(
         f"The newest {len(rows)} lines of the coordinator's log, the newest first", heads, rows, tall=True
     )
@@ -314,7 +314,7 @@ def _job(read: ReadModel, view: RunView, diff: str) -> Markup:
     ).format(tables.path("runs", view.line.name), diff, _known(read, view.line.name))
     found = Markup("")
     if diff:
-        heads = ["Key", Column("Here", long=True), Column(f"In {diff}", long=True)]
+        heads: list[Heading] = ["Key", Column("Here", long=True), Column(f"In {diff}", long=True)]
         try:
             differing = read.diff(view.line.name, diff)
             found = tables.table("Keys that differ", heads, differing, empty="The two jobs are the same.")
