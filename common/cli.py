@@ -25,6 +25,8 @@ COMMANDS = {
     ),
     "kits": ("certs.cli:app", "Create a federation's authority and startup kits; admit, renew and revoke sites."),
     "coordinator": ("server.cli:coordinator", "Start the coordinator of a federation."),
+    "dashboard": ("server.dashboard_cli:app", "Serve the coordinator's dashboard and API over HTTPS."),
+    "people": ("server.people_cli:app", "Say who may use the dashboard and the API, and as what."),
     "job": ("common.job_cli:app", "Check a job file, or list the keys that a job may have."),
     "plan": ("server.plan_cli:app", "Tell what a job's privacy would cost, before anything runs."),
     "run": ("server.cli:run", "Run a job across the sites it names, or resume a run."),

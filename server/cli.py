@@ -36,6 +36,10 @@ def start(
         str | None,
         typer.Option(metavar="HOST:PORT", help="Where to listen (default: the port of the kit's address, everywhere)."),
     ] = None,
+    dashboard: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where to serve the dashboard: only this machine, as it stands.")
+    ] = "127.0.0.1:9443",
+    no_dashboard: Annotated[bool, typer.Option("--no-dashboard", help="Serve no dashboard and no API.")] = False,
 ) -> None:
     """Run the coordinator: let admitted sites in over TLS, and execute the runs that are asked for, one at a time.
 
@@ -51,11 +55,13 @@ def start(
 
     if listen is not None and not is_address(listen):
         raise UsageError(f'--listen: "{listen}" is not HOST:PORT with a port from 1 to 65535')
+    if not is_address(dashboard):
+        raise UsageError(f'--dashboard: "{dashboard}" is not HOST:PORT with a port from 1 to 65535')
     log_to_stderr()
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    serve(find_kit(kit, "coordinator"), stop=stop, listen=listen)
+    serve(find_kit(kit, "coordinator"), stop=stop, listen=listen, dashboard=None if no_dashboard else dashboard)
 
 
 @run.command()

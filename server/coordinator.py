@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from certs.checks import kit_warnings, require_usable
 from certs.roster import AdmittedSite, read_roster
 from common.errors import UsageError, WardroundError
 from common.kit import Kit
+from server.companion import Companion
 from server.records import CoordinatorSeen, SiteSeen
 from server.registry import Registry, open_registry
 from server.runlog import logged
@@ -30,8 +31,10 @@ GOODBYE_SECONDS = 30.0
 log = logging.getLogger("wardround.coordinator")
 
 
-def serve(kit: Kit, *, stop: threading.Event, listen: str | None = None) -> None:
+def serve(kit: Kit, *, stop: threading.Event, listen: str | None = None, dashboard: str | None = None) -> None:
     """Serve the federation until `stop` is set; a run under way is then left as interrupted, to be resumed.
+
+    With `dashboard` (HOST:PORT) the dashboard is served there meanwhile, by a process of its own.
 
     Raises
     ------
@@ -60,8 +63,11 @@ def serve(kit: Kit, *, stop: threading.Event, listen: str | None = None) -> None
             _keep_house(kit, registry, link, started)
             worker.start()
             try:
-                while not stop.wait(ROSTER_SECONDS):
-                    _try_to_keep_house(kit, registry, link, started)
+                with Companion(kit, dashboard) if dashboard else nullcontext() as companion:
+                    while not stop.wait(ROSTER_SECONDS):
+                        _try_to_keep_house(kit, registry, link, started)
+                        if companion is not None:
+                            companion.keep()
             finally:
                 stop.set()
                 worker.join(GOODBYE_SECONDS)

@@ -9,8 +9,7 @@ from typing import Annotated
 
 import typer
 
-from common.errors import UsageError
-from common.kit import find_kit, is_address
+from common.kit import find_kit
 
 HELP = "Serve the coordinator's dashboard and API over HTTPS."
 LISTEN = "127.0.0.1:9443"
@@ -33,22 +32,15 @@ def dashboard(
 
     Example: wardround dashboard kits/coordinator --listen 0.0.0.0:9443
     """
-    if not is_address(listen):
-        raise UsageError(f'--listen: "{listen}" is not HOST:PORT with a port from 1 to 65535')
     found = find_kit(kit, "coordinator")
-    from certs.checks import require_usable
     from common.logs import log_to_stderr
+    from server.dashboard.app import serve
 
-    require_usable(found)
     log_to_stderr()
-    from common.web.serving import serve
-    from server.dashboard.app import make_app
-
-    host, _, port = listen.rpartition(":")
     stop = threading.Event()
     if with_parent:
         threading.Thread(target=_until_closed, args=(stop,), daemon=True).start()
-    serve(make_app(found), host.strip("[]"), int(port), certificate=found.certificate, key=found.key, stop=stop)
+    serve(found, listen=listen, stop=stop)
 
 
 def _until_closed(stop: threading.Event) -> None:

@@ -29,6 +29,7 @@ def _demo(
         float, typer.Option(min=0.05, max=100, help="Phantom hospitals of so many times the usual patients.")
     ] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the phantom images, the split and the model.")] = 0,
+    no_dashboard: Annotated[bool, typer.Option("--no-dashboard", help="Serve no dashboard meanwhile.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as JSON (progress goes to standard error).")
     ] = False,
@@ -45,7 +46,7 @@ def _demo(
 
     options = DemoOptions(
         sites=sites, rounds=rounds, private=not no_privacy, data=data, allow_identified=allow_identified,
-        keep=keep, patients=patients, seed=seed,
+        keep=keep, patients=patients, seed=seed, dashboard=not no_dashboard,
     )  # fmt: skip
     try:
         result = run_demo(options, Console(stderr=as_json))

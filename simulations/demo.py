@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import sys
 import tempfile
@@ -22,7 +23,7 @@ from rich.console import Console
 
 from common.errors import RunError
 from common.files import write_atomically
-from simulations.federation import COLLECTION, LocalFederation, create_federation
+from simulations.federation import COLLECTION, LocalFederation, create_federation, free_port
 from simulations.hospitals import LABELS, make_hospitals
 from simulations.own_data import OwnData, split_folder
 from simulations.processes import Crew, ending_on_signals, wardround_command
@@ -45,6 +46,7 @@ class DemoOptions:
     keep: Path | None = None
     patients: float = 1.0
     seed: int = 0
+    dashboard: bool = True
 
 
 @dataclass(frozen=True)
@@ -184,12 +186,30 @@ class _Demo:
         """Start the coordinator and the sites, ask for the run, and return its name once every site is connected."""
         wardround, kit = wardround_command(), str(federation.coordinator_kit)
         with self._step("start") as done:
-            crew.start("coordinator", [*wardround, "coordinator", "start", kit, "--listen", federation.address])
+            pages, entry = self._dashboard(federation)
+            crew.start("coordinator", [*wardround, "coordinator", "start", kit, "--listen", federation.address, *pages])
             for site in federation.sites:
                 crew.start(f"site {site}", [*wardround, "site", "start", str(federation.site_kit(site))])
             asked = crew.run_all({"run": [*wardround, "run", str(federation.job), "--kit", kit, "--json"]}, at_once=1)
             done(f"a coordinator and {len(federation.sites)} sites: processes that speak TLS gRPC")
+        if entry:
+            self._console.print(entry, highlight=False, soft_wrap=True)
         return str(json.loads(asked["run"])["run"])
+
+    def _dashboard(self, federation: LocalFederation) -> tuple[list[str], str]:
+        """Return the coordinator's options for its dashboard, and how to get in, with a password made for this demo."""
+        if not self._options.dashboard:
+            return ["--no-dashboard"], ""
+        from server.people import People
+
+        password, address, registry = secrets.token_urlsafe(12), f"127.0.0.1:{free_port()}", federation.registry
+        People(registry.database).add("demo", "admin", by="wardround demo", password=password)
+        registry.close()
+        entry = (
+            f"  [bold]dashboard[/]   https://{address}  name: demo  password: {password}\n"
+            "              (your browser does not know this demo's own authority, and says so)"
+        )
+        return ["--dashboard", address], entry
 
     def _baselines(self, crew: Crew, federation: LocalFederation, data: OwnData) -> dict[str, dict[str, float]]:
         # Without privacy: a model that never leaves its hospital needs no noise, and is the one to be compared with.

@@ -75,7 +75,7 @@ def create_federation(folder: Path, sites: Sequence[str], *, collection: str, pr
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is not empty: name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
-    federation = LocalFederation(folder, tuple(sites), f"127.0.0.1:{_free_port()}")
+    federation = LocalFederation(folder, tuple(sites), f"127.0.0.1:{free_port()}")
     write_atomically(folder / "federation.toml", _federation_toml(federation).encode())
     kits = create_kits(read_federation(folder / "federation.toml"), folder / "kits")
     for site in sites:
@@ -102,7 +102,8 @@ def _policy(collection: str, *, private: bool) -> str:
     return policy_text(Policy(collections=(collection,), require_privacy=private, metrics="exact", counts="public"))
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of loopback that nobody listens on just now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -60,7 +60,7 @@ class Live:
             )
 
     def start_coordinator(self) -> None:
-        self.spawn("coordinator", *WARDROUND, "coordinator", "start", str(self.kit))
+        self.spawn("coordinator", *WARDROUND, "coordinator", "start", str(self.kit), "--no-dashboard")
 
     def start_site(self, name: str, pause: float = 0.0) -> None:
         examples, target = SITES[name]

@@ -16,7 +16,7 @@ from simulations.hospitals import HOSPITALS, write_hospital
 from simulations.processes import wardround_command
 
 RATES = {"auc", "accuracy", "sensitivity", "specificity"}
-SMALL = ["demo", "--sites", "2", "--rounds", "2", "--patients", "0.1"]
+SMALL = ["demo", "--no-dashboard", "--sites", "2", "--rounds", "2", "--patients", "0.1"]
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:
