@@ -205,7 +205,7 @@ class Actions:
         if not person.may("people"):
             raise ForbiddenError(f"{person.name} may do this only for themselves, signed in: ask an admin")
 
-    def _record(self, kind: str, person: Person, **what: Any) -> None:
+    def _record(self, kind: str, person: Person, /, **what: Any) -> None:
         self._log.append(kind, {"by": person.name, "address": person.address, "via": person.via, **what})
 
 
