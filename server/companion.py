@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
 import sys
 import time
@@ -11,8 +10,6 @@ from types import TracebackType
 
 from common.kit import Kit
 
-NICER = 10
-"""How much lower the dashboard's priority is: where processors are few, rounds come first."""
 RESTART_SECONDS, GRACE_SECONDS = 60.0, 10.0
 log = logging.getLogger("wardround.coordinator")
 
@@ -54,8 +51,4 @@ class Companion:
         command = [sys.executable, "-c", "from common.cli import main; main()", "dashboard", str(self._kit.folder)]
         options = ["--listen", self._listen, "--with-parent"]
         self._started = time.monotonic()
-        self._process = subprocess.Popen([*command, *options], stdin=subprocess.PIPE, preexec_fn=_nicer)
-
-
-def _nicer() -> None:
-    os.nice(NICER)
+        self._process = subprocess.Popen([*command, *options], stdin=subprocess.PIPE)

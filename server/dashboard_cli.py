@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from pathlib import Path
@@ -13,6 +14,8 @@ from common.kit import find_kit
 
 HELP = "Serve the coordinator's dashboard and API over HTTPS."
 LISTEN = "127.0.0.1:9443"
+NICER = 10
+"""How much lower the priority is beside a coordinator: where processors are few, rounds come first."""
 app = typer.Typer(add_completion=False, help=HELP)
 
 
@@ -39,6 +42,7 @@ def dashboard(
     log_to_stderr()
     stop = threading.Event()
     if with_parent:
+        os.nice(NICER)
         threading.Thread(target=_until_closed, args=(stop,), daemon=True).start()
     serve(found, listen=listen, stop=stop)
 
