@@ -19,7 +19,6 @@ from server.dashboard.events import events_router
 from server.dashboard.metrics import metrics_router
 from server.dashboard.schemas import Health, Problem, Session
 from server.dashboard.security import Needs, csrf_of, signed_in
-from server.modelfiles import code_version
 from server.people import People
 from server.readmodel import ReadModel
 from server.roles import Person
@@ -57,7 +56,7 @@ def add_api(app: FastAPI, read: ReadModel, actions: Actions, people: People, fee
     @app.get("/health", include_in_schema=False)
     def health() -> Health:
         """Tell whether the dashboard works; for whoever watches the machine."""
-        return Health(status="ok", coordinator_running=read.federation().coordinator_running, version=code_version())
+        return Health(status="ok", coordinator_running=read.federation().coordinator_running)
 
 
 def _general(app: FastAPI, read: ReadModel) -> APIRouter:

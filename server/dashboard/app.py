@@ -6,8 +6,10 @@ import logging
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.resources import files
 
 from fastapi import APIRouter, FastAPI
+from fastapi.staticfiles import StaticFiles
 
 from certs.checks import kit_warnings, require_usable
 from common.errors import UsageError
@@ -27,8 +29,7 @@ from server.readmodel import ReadModel
 from server.registry import open_registry
 
 LISTEN = "127.0.0.1:9443"
-RECONNECT_SECONDS = 10.0
-"""How long the server remembers a page whose line is down."""
+ASSETS = files("common.web") / "static"
 log = logging.getLogger("wardround.dashboard")
 
 
@@ -50,6 +51,7 @@ def make_app(kit: Kit, *, pages: bool = True) -> FastAPI:
         registry.close()
 
     app = FastAPI(title="Ward Round", version=code_version(), docs_url=None, openapi_url=None, lifespan=life)
+    app.mount("/static", StaticFiles(directory=str(ASSETS)), name="static")
     add_problems(app)
     doors = APIRouter(include_in_schema=False)
     openid = settings.openid
@@ -66,29 +68,11 @@ def make_app(kit: Kit, *, pages: bool = True) -> FastAPI:
     if pages:
         from server.dashboard.pages.routes import add_pages
 
+        nonces_in_nicegui()
         add_pages(app, read, actions, people, feed, kit.federation)
-        _serve_pages(app)
     app.add_middleware(Guard, people=people)
     app.add_middleware(Shield)
     return app
-
-
-def _serve_pages(app: FastAPI) -> None:
-    """Let NiceGUI serve the pages: nothing of it from elsewhere, no storage, no cookie."""
-    from nicegui import ui
-
-    nonces_in_nicegui()
-    ui.run_with(
-        app,
-        title="Ward Round",
-        dark=None,
-        language="en-US",
-        tailwind=False,
-        binding_refresh_interval=None,
-        reconnect_timeout=RECONNECT_SECONDS,
-        message_history_length=100,
-        show_welcome_message=False,
-    )
 
 
 def serve(kit: Kit, *, listen: str = LISTEN, stop: threading.Event | None = None) -> None:

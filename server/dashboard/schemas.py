@@ -102,7 +102,6 @@ class Health(Answer):
 
     status: Literal["ok"]
     coordinator_running: bool
-    version: str
 
 
 class Session(Answer):

@@ -9,17 +9,16 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-import time
 from urllib.parse import quote
 
-from anyio import to_thread
+from anyio import create_task_group, sleep, to_thread
 from fastapi import Request
 from starlette.datastructures import Headers
 from starlette.requests import cookie_parser
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from common.errors import SignInError
+from common.errors import DataError, SignInError
 from common.web.shield import SAFE_METHODS, STATIC, problem
 from server.people import ENDED, People
 from server.roles import Person
@@ -35,6 +34,7 @@ OWN = ("/api/", "/metrics", "/sign-out")
 SOCKETS = "/_nicegui_ws/"
 WATCH_SECONDS = 3.0
 """How often an open page's session is looked up, beside every click."""
+_GOODBYE = f'42["open",{{"path":"{SIGN_IN}?ended=1","new_tab":false}}]'
 _CLICK = re.compile(r'42\d*\["event"')
 
 
@@ -67,31 +67,47 @@ class Guard:
         elif person is None or not known:
             await send({"type": "websocket.close", "code": 4401, "reason": "sign in"})
         else:
-            await self._app(scope, Watch(self._people, person, receive, send), send)
+            await Watch(self._people, person, receive, send).run(self._app, scope)
 
 
 class Watch:
-    """A socket's `receive` that ends it when the session of its page has ended, after sending the page to sign in."""
+    """An open page's socket, which lives as long as the session does that the page was opened in."""
 
     def __init__(self, people: People, person: Person, receive: Receive, send: Send) -> None:
-        self._people, self._person, self._receive, self._send = people, person, receive, send
-        self._looked = time.monotonic()
+        self._people, self._hash, self._receive, self._send = people, person.session, receive, send
+        self._over = False
 
-    async def __call__(self) -> Message:
-        """Return the next message, or the socket's end."""
+    async def run(self, app: ASGIApp, scope: Scope) -> None:
+        """Let `app` serve the socket until either ends."""
+        async with create_task_group() as group:
+            group.start_soon(self._look_now_and_then)
+            await app(scope, self._next, self._pass_on)
+            group.cancel_scope.cancel()
+
+    async def _next(self) -> Message:
         message = await self._receive()
-        if message["type"] != "websocket.receive":
-            return message
-        click = bool(_CLICK.match(message.get("text") or ""))
-        if not click and time.monotonic() - self._looked < WATCH_SECONDS:
-            return message
-        self._looked = time.monotonic()
-        hashed = self._person.session
-        if await to_thread.run_sync(lambda: self._people.session_of_hash(hashed, touch=click)) is not None:
-            return message
-        await self._send({"type": "websocket.send", "text": f'42["open",{{"path":"{SIGN_IN}","new_tab":false}}]'})
-        await self._send({"type": "websocket.close", "code": 4401, "reason": "the session has ended"})
-        return {"type": "websocket.disconnect", "code": 4401}
+        if message["type"] == "websocket.receive" and _CLICK.match(message.get("text") or ""):
+            await self._look(clicked=True)
+        return {"type": "websocket.disconnect", "code": 4401} if self._over else message
+
+    async def _pass_on(self, message: Message) -> None:
+        if not self._over:
+            await self._send(message)
+
+    async def _look_now_and_then(self) -> None:
+        while not self._over:
+            await sleep(WATCH_SECONDS)
+            await self._look(clicked=False)
+
+    async def _look(self, *, clicked: bool) -> None:
+        try:
+            found = await to_thread.run_sync(lambda: self._people.session_of_hash(self._hash, touch=clicked))
+        except DataError:
+            return  # a registry that is away for a moment: what is asked of it will say so
+        if found is None and not self._over:
+            self._over = True
+            await self._send({"type": "websocket.send", "text": _GOODBYE})
+            await self._send({"type": "websocket.close", "code": 4401, "reason": "the session has ended"})
 
 
 class Needs:

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader
 from common.errors import SignInError, SlowDownError
 from server.actions import Actions
 from server.dashboard.security import COOKIE, SIGN_IN, address_of, csrf_of, csrf_token, person_of, same
-from server.people import People
+from server.people import ENDED, People
 from server.tokens import hash_of
 
 DOOR_COOKIE = "__Host-wardround-door"
@@ -29,12 +29,12 @@ def add_sign_in(
     door = Door(federation, provider, passwords)
 
     @router.get(SIGN_IN, response_class=HTMLResponse)
-    def ask(request: Request, next: str = "/", message: str = "") -> Response:
+    def ask(request: Request, next: str = "/", ended: bool = False) -> Response:
         """Show the form, or go on for whoever is signed in already."""
         person = person_of(request)
-        if person is not None and person.via == "session" and not message:
+        if person is not None and person.via == "session":
             return RedirectResponse(local(next), 303)
-        return door.page(request, next=next)
+        return door.page(request, message=ENDED if ended else "", next=next)
 
     @router.post(SIGN_IN, response_class=HTMLResponse)
     def enter(
