@@ -30,7 +30,14 @@ def add(desk: Desk) -> None:
 
             def listed() -> Markup:
                 found = desk.read.audit(offset=first, limit=LIMIT)
-                heads: list[Heading] = [Column("Entry", number=True), "When", "What", "By", "From", Column("Details", long=True)]
+                heads: list[Heading] = [
+                    Column("Entry", number=True),
+                    "When",
+                    "What",
+                    "By",
+                    "From",
+                    Column("Details", long=True),
+                ]
                 rows = tables.table(
                     f"{found.total:,} entries, the newest first", heads, [_row(entry) for entry in found.items],
                     empty="Nobody has done anything yet.",

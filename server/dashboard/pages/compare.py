@@ -11,9 +11,10 @@ from nicegui import ui
 from common.errors import UsageError
 from common.web import charts, tables, words
 from common.web.charts import Line
+from common.web.forms import html
 from common.web.frame import Piece, Pieces, follow, sheet
 from common.web.tables import Column, Heading, badge
-from server.dashboard.pages.desk import Desk, html
+from server.dashboard.pages.desk import Desk
 from server.readmodel import ReadModel
 from server.views import RunView
 

@@ -14,6 +14,7 @@ from nicegui import ui
 
 from common.errors import SignInError, WardroundError
 from common.web import tables
+from common.web.forms import tell
 from common.web.frame import Navigation, frame
 from common.web.live import Feed
 from server.actions import Actions
@@ -68,38 +69,6 @@ class Desk:
             tell(done)
         await self.feed.look()
         return result
-
-
-def tell(text: str, *, bad: bool = False) -> None:
-    """Say something in a corner of the page; a screen reader says it at once."""
-    ui.notify(text, type="negative" if bad else "positive", timeout=0 if bad else 5000, close_button="Close")
-
-
-def button(text: str, on_click: Callable[[], object], *, kind: str = "") -> None:
-    """Put a button here."""
-    ui.html(Markup("{}").format(text), sanitize=False, tag="button").classes(f"button {kind}").props("type=button").on(
-        "click", on_click
-    )
-
-
-async def confirmed(title: str, text: str, yes: str, *, kind: str = "") -> bool:
-    """Ask before something that matters; return whether the answer was yes."""
-    with (
-        ui.dialog().props(f'aria-label="{title}"') as dialog,
-        ui.element("div").classes("sheet").style("max-width:520px"),
-    ):
-        ui.html(Markup("<h2>{}</h2><p>{}</p>").format(title, text), sanitize=False)
-        with ui.element("div").classes("row-of"):
-            button(yes, lambda: dialog.submit(True), kind=kind)
-            button("Cancel", lambda: dialog.submit(False), kind="plain")
-    answer = bool(await dialog)
-    dialog.delete()
-    return answer
-
-
-def html(content: str) -> None:
-    """Put HTML here, which was escaped where it was made."""
-    ui.html(content, sanitize=False)
 
 
 def _signed_in(person: Person, csrf: str) -> Markup:

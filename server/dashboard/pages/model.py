@@ -11,9 +11,10 @@ from nicegui import ui
 
 from common.errors import NotFoundError
 from common.web import tables, words
+from common.web.forms import button, confirmed, html
 from common.web.frame import Piece, Pieces, follow, sheet
 from common.web.tables import Column, Heading, badge
-from server.dashboard.pages.desk import Desk, button, confirmed, html
+from server.dashboard.pages.desk import Desk
 from server.readmodel import ReadModel
 from server.records import Stage
 from server.roles import Person
@@ -93,7 +94,12 @@ def _provenance(view: ModelView) -> Markup:
     )  # fmt: skip
     digests = tables.facts([("File's SHA-256", line.sha256), ("Job's digest", line.digest)])
     spends = [(spend.site, f"{spend.epsilon:.2f}", f"{spend.budget:g}", f"{spend.delta:g}") for spend in run.spends]
-    heads: list[Heading] = ["Site", Column("Epsilon spent", number=True), Column("of", number=True), Column("Delta", number=True)]
+    heads: list[Heading] = [
+        "Site",
+        Column("Epsilon spent", number=True),
+        Column("of", number=True),
+        Column("Delta", number=True),
+    ]
     private = tables.table("Privacy spent by its run", heads, spends, empty="No differential privacy was used.")
     return Markup("{}<p></p>{}<p></p>{}").format(told, digests, private)
 
@@ -142,7 +148,11 @@ def _beside(read: ReadModel, view: ModelView, other: int) -> Markup:
         for site in names
         for name in metrics
     ]
-    heads: list[Heading] = ["Where and what", f"Model {view.line.id} ({view.judged_on})", f"Model {other} ({second.judged_on})"]
+    heads: list[Heading] = [
+        "Where and what",
+        f"Model {view.line.id} ({view.judged_on})",
+        f"Model {other} ({second.judged_on})",
+    ]
     differ = tables.table(
         "Keys in which their jobs differ", ["Key", Column("Here", long=True), Column("There", long=True)],
         read.diff(view.line.run, second.line.run), empty="Their jobs are the same.",

@@ -13,10 +13,10 @@ from common.errors import WardroundError
 from common.plan import PrivacyPlan
 from common.web import tables
 from common.web.charts import Line, lines
+from common.web.forms import Field, confirmed, html
 from common.web.frame import Drawing, sheet
 from common.web.tables import Column, Heading
-from server.dashboard.pages.desk import Desk, confirmed, html
-from server.dashboard.pages.fields import Field
+from server.dashboard.pages.desk import Desk
 from server.dashboard.pages.job_form import EMPTY, KEYS, Key, changed, values_of
 from server.roles import Person
 

@@ -10,10 +10,10 @@ from markupsafe import Markup
 from nicegui import ui
 
 from common.web import tables, words
+from common.web.forms import Field, button, confirmed, html, tell
 from common.web.frame import Piece, Pieces, follow, sheet
 from common.web.tables import Column, Heading, badge
-from server.dashboard.pages.desk import Desk, button, confirmed, html, tell
-from server.dashboard.pages.fields import Field
+from server.dashboard.pages.desk import Desk
 from server.people import PersonLine, TokenLine
 from server.roles import NEEDS, ROLES, Person, Role, scopes_of
 
@@ -50,7 +50,16 @@ def pieces_of(desk: Desk, person: Person) -> Mapping[str, Piece]:
     everybody = desk.people.list() if person.may("people") else ()
     heads: list[Heading] = ["Name", "Shown as", "Role", "Signs in with", "State", "Last seen", "Added", "By"]
     tokens = desk.people.tokens("" if person.may("people") else person.name)
-    token_heads: list[Heading] = [Column("Number", number=True), "Token", "Of", "Scopes", "Made", "Ends", "Last used", "State"]
+    token_heads: list[Heading] = [
+        Column("Number", number=True),
+        "Token",
+        "Of",
+        "Scopes",
+        "Made",
+        "Ends",
+        "Last used",
+        "State",
+    ]
     return {
         "people": tables.table(f"{len(everybody)} people", heads, [_person(line) for line in everybody]),
         "tokens": tables.table(

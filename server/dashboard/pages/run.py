@@ -11,9 +11,10 @@ from nicegui import ui
 from common.errors import NotFoundError
 from common.web import charts, tables, words
 from common.web.charts import Chart, Line
+from common.web.forms import button, confirmed
 from common.web.frame import Piece, Pieces, follow, sheet
 from common.web.tables import Column, Heading, badge
-from server.dashboard.pages.desk import Desk, button, confirmed
+from server.dashboard.pages.desk import Desk
 from server.dashboard.pages.federation import participation
 from server.dashboard.pages.models import model_rows
 from server.readmodel import ReadModel
@@ -203,7 +204,10 @@ def _phases(trained: Sequence[RoundLine]) -> Piece:
 def _bytes(trained: Sequence[RoundLine]) -> Piece:
     if not trained:
         return _nothing("No round yet.")
-    parts: dict[str, list[float | None]] = {"sent": [one.sent / 1e6 for one in trained], "received": [one.received / 1e6 for one in trained]}
+    parts: dict[str, list[float | None]] = {
+        "sent": [one.sent / 1e6 for one in trained],
+        "received": [one.received / 1e6 for one in trained],
+    }
     return charts.bars("Tensors sent and received", "round", "MB", [_name(one) for one in trained], parts)
 
 

@@ -10,9 +10,10 @@ from markupsafe import Markup
 from nicegui import ui
 
 from common.web import tables, words
+from common.web.forms import html
 from common.web.frame import Piece, Pieces, follow, sheet
 from common.web.tables import Column, badge
-from server.dashboard.pages.desk import Desk, html
+from server.dashboard.pages.desk import Desk
 from server.records import RunStatus
 from server.views import Listing, RunLine
 

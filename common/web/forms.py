@@ -1,4 +1,4 @@
-"""Fields of forms: the browser's own elements with their labels, so that keyboards and screen readers know them."""
+"""What a person fills in, presses and is asked: the browser's own elements with their labels, for keyboards and readers."""
 
 from __future__ import annotations
 
@@ -58,3 +58,35 @@ class Field:
             self._element.props["value"] = self._value
         if self._told is not None:
             self._told()
+
+
+def tell(text: str, *, bad: bool = False) -> None:
+    """Say something in a corner of the page; a screen reader says it at once."""
+    ui.notify(text, type="negative" if bad else "positive", timeout=0 if bad else 5000, close_button="Close")
+
+
+def button(text: str, on_click: Callable[[], object], *, kind: str = "") -> None:
+    """Put a button here."""
+    ui.html(Markup("{}").format(text), sanitize=False, tag="button").classes(f"button {kind}").props("type=button").on(
+        "click", on_click
+    )
+
+
+async def confirmed(title: str, text: str, yes: str, *, kind: str = "") -> bool:
+    """Ask before something that matters; return whether the answer was yes."""
+    with (
+        ui.dialog().props(f'aria-label="{title}"') as dialog,
+        ui.element("div").classes("sheet").style("max-width:520px"),
+    ):
+        ui.html(Markup("<h2>{}</h2><p>{}</p>").format(title, text), sanitize=False)
+        with ui.element("div").classes("row-of"):
+            button(yes, lambda: dialog.submit(True), kind=kind)
+            button("Cancel", lambda: dialog.submit(False), kind="plain")
+    answer = bool(await dialog)
+    dialog.delete()
+    return answer
+
+
+def html(content: str) -> None:
+    """Put HTML here, which was escaped where it was made."""
+    ui.html(content, sanitize=False)
