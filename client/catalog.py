@@ -220,6 +220,24 @@ class Catalog:
         with self._reading() as connection:
             return _summary(connection, collection)
 
+    def refused(self, collection: str, *, offset: int = 0, limit: int = 100) -> list[tuple[str, str]]:
+        """Return files of a collection that were left out, by path, each with the reason."""
+        query = (
+            "SELECT path, reason FROM files WHERE collection = ? AND reason != '' ORDER BY root, path LIMIT ? OFFSET ?"
+        )
+        with self._reading() as connection:
+            found = connection.execute(query, (collection, limit, offset)).fetchall()
+            return [(os.fsdecode(path), reason) for path, reason in found]
+
+    def reasons(self, collection: str) -> dict[str, int]:
+        """Return for which reasons files of a collection were left out, and how many for each, most first."""
+        query = (
+            "SELECT reason, COUNT(*) FROM files WHERE collection = ? AND reason != ''"
+            " GROUP BY reason ORDER BY COUNT(*) DESC, reason"
+        )
+        with self._reading() as connection:
+            return dict(connection.execute(query, (collection,)).fetchall())
+
     def check(self) -> None:
         """Check the whole file's integrity; nothing to check when there is none."""
         with self._reading() as connection:

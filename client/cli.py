@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from client import steward_cli
+from client import dashboard_cli, steward_cli
 from client.options import JsonOption, KitArgument, KitOption
 from common.errors import UsageError
 from common.kit import find_kit
@@ -251,5 +251,12 @@ def releases(kit: KitOption = None, as_json: JsonOption = False) -> None:
     typer.echo("Each with its fields, SHA-256 and job digest: --json")
 
 
-for command in (steward_cli.policy, steward_cli.jobs, steward_cli.approve, steward_cli.deny, steward_cli.budget):
+for command in (
+    steward_cli.policy,
+    steward_cli.jobs,
+    steward_cli.approve,
+    steward_cli.deny,
+    steward_cli.budget,
+    dashboard_cli.dashboard,
+):
     app.command()(command)

@@ -22,7 +22,7 @@ from server.record import coordinator_log
 from server.records import LogLine, RoundRecord, RunDetail, SiteSeen
 from server.registry import Registry
 from server.report import is_alive
-from server.toml import differences, job_toml
+from common.job_file import differences, job_toml
 from server.views import (
     Federation,
     Listing,

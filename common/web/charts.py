@@ -71,6 +71,18 @@ def lines(title: str, x: str, y: str, drawn: Sequence[Line], *, limit: float | N
     return Chart(title, options, _points(title, x, drawn))
 
 
+def moments(title: str, y: str, drawn: Sequence[Line], *, limit: float | None = None) -> Chart:
+    """Return steps over time: `points` are (seconds since 1970, value), each holding until the next."""
+    chart = lines(title, "time", y, drawn, limit=limit)
+    series = [
+        one | {"step": "end", "data": [[round(at * 1000), value] for at, value in one["data"]]}
+        for one in chart.options["series"]
+    ]
+    rows = [(words.when(at), line.name, words.number(value)) for line in drawn for at, value in line.points]
+    table = tables.table(title, ["When", "What", tables.Column(y, number=True)], rows, tall=True)
+    return Chart(title, chart.options | {"xAxis": _axis("", type="time"), "series": series}, table)
+
+
 def bars(title: str, x: str, y: str, names: Sequence[object], parts: Mapping[str, Sequence[float | None]]) -> Chart:
     """Return stacked bars: one for each of `names`, of the `parts` with a value each."""
     series = [
