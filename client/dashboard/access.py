@@ -82,7 +82,7 @@ def _cookie(headers: Headers) -> str:
 
 def _token(scope: Scope) -> str:
     found = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])
-    return found[0]
+    return str(found[0])
 
 
 def _same(given: str, right: str) -> bool:

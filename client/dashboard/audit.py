@@ -20,9 +20,9 @@ from common.web.tables import Column, Heading
 
 LIMIT = 100
 WITNESS = Markup(
-    '<p class="soft">Every entry\'s hash and signature, and that the privacy ledger agrees. Only a witness, a '
-    "head that the coordinator kept, shows that nothing was cut off its end: <code>wardround sites --witness {}</code>, at the "
-    "coordinator, prints it.</p>"
+    """<p class="soft">Every entry's hash and signature, and that the privacy ledger agrees. Only a witness, a head that
+the coordinator kept, shows that nothing was cut off its end: <code>wardround sites --witness {}</code>, at the
+coordinator, prints it.</p>"""
 )
 
 

@@ -21,6 +21,13 @@ from common.web.frame import Piece, Pieces, follow, sheet
 from common.web.tables import Column, Heading, badge
 
 LIMIT = 100
+RELEASES = Markup(
+    """<form class="form" method="get" action="/releases" role="search">
+<label class="field"><span>Find in run, kind, status or job</span>
+<input class="box" type="search" name="text" value="{}" maxlength="200"></label>
+<div><button class="button" type="submit">Find</button>
+<a class="button plain" href="/releases.csv">Download all as CSV</a></div></form>"""
+)
 
 
 def add(desk: Desk) -> None:
@@ -189,17 +196,13 @@ def _releases(read: SiteReadModel, text: str, offset: int) -> Markup:
     every = read.releases()
     words_of = (f"{one.run} {one.kind} {one.status} {one.job_digest}" for one in every)
     wanted = [one for one, said in zip(every, words_of, strict=True) if text.lower() in said.lower()]
-    form = Markup(
-        '<form class="form" method="get" action="/releases" role="search"><label class="field"><span>Find in run, '
-        'kind, status or job</span><input class="box" type="search" name="text" value="{}" maxlength="200"></label>'
-        '<div><button class="button" type="submit">Find</button> <a class="button plain" href="/releases.csv">Download all '
-        "as CSV</a></div></form>"
-    ).format(text)
+    form = RELEASES.format(text)
     heads: list[Heading] = ["When", "Run", Column("Round", number=True), "Kind", "Status", Column("Bytes", number=True),
                             Column("Epsilon so far", number=True), Column("Fields", long=True), "SHA-256"]  # fmt: skip
     rows = [
         (at(one.at), one.run, one.round, one.kind, badge(one.status), words.size(one.bytes),
-         None if one.epsilon is None else f"{one.epsilon:.2f}", tables.more(f"{len(one.fields)} fields", ", ".join(one.fields)),
+         None if one.epsilon is None else f"{one.epsilon:.2f}",
+         tables.more(f"{len(one.fields)} fields", ", ".join(one.fields)),
          Markup("<code>{}</code>").format(one.sha256[:12]))
         for one in page_of(wanted, offset, LIMIT)
     ]  # fmt: skip
