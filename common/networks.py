@@ -160,6 +160,14 @@ def build_network(job: Job, outputs: int) -> nn.Module:
         There is no network of that name (the message has the nearest), it does not take a parameter of the job's, or
         it can't work on images of the job's size.
     """
+    architecture = check_network(job, outputs)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(job.seed)
+        return _assembled(job, architecture, outputs)
+
+
+def check_network(job: Job, outputs: int) -> Architecture:
+    """Return what the job's network is made by. Raises JobError as `build_network` does, without making its weights."""
     architecture = _architecture(job.network.name)
     if architecture.table != job.data.table:
         fit = ", ".join(name for name, one in NETWORKS.items() if one.table == job.data.table)
@@ -169,9 +177,7 @@ def build_network(job: Job, outputs: int) -> nn.Module:
         )
     _check_parameters(job, architecture)
     _check_shape(job, architecture, outputs)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(job.seed)
-        return _assembled(job, architecture, outputs)
+    return architecture
 
 
 def _assembled(job: Job, architecture: Architecture, outputs: int) -> nn.Module:

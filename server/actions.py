@@ -50,6 +50,11 @@ class Actions:
         build_strategy(job)
         build_criterion(job.aggregation.criterion)
         check_sites(job, read_roster(self._kit.folder / "roster"))
+        with _ONE_AT_A_TIME:
+            from common.networks import check_network  # torch, at the first job only
+            from common.tasks.registry import build_task
+
+            check_network(job, build_task(job.task).outputs)
         return job
 
     def plan(self, person: Person, toml: str) -> PrivacyPlan:
@@ -152,6 +157,7 @@ class Actions:
     ) -> str:
         """Add a person; return the name as it is kept. Raises UsageError."""
         person.require("people")
+        self._people.check_new(name, role, password)
         self._record("person", person, who=checked_name(name), added=True, role=role)
         return self._people.add(name, role, by=person.name, display=display, password=password, subject=subject)
 

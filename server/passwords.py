@@ -37,14 +37,17 @@ class Passwords:
         return self._hasher.hash(secrets.token_hex())
 
     def hash(self, password: str) -> str:
-        """Return the hash of a password. Raises UsageError when it is too short or too long."""
-        text = _normalised(password)
-        if not SHORTEST <= len(text) <= LONGEST:
+        """Return the hash of a password. Raises UsageError as `check` does."""
+        self.check(password)
+        with _AT_ONCE:
+            return self._hasher.hash(_normalised(password).encode("utf-8", "surrogatepass"))
+
+    def check(self, password: str) -> None:
+        """Raise UsageError when the password is too short or too long."""
+        if not SHORTEST <= len(_normalised(password)) <= LONGEST:
             raise UsageError(
                 f"a password has {SHORTEST} to {LONGEST} characters: a few words that only you put together"
             )
-        with _AT_ONCE:
-            return self._hasher.hash(text.encode("utf-8", "surrogatepass"))
 
     def fits(self, password: str, hashed: str | None) -> bool:
         """Whether the password is that of the hash; False for None, after the same time."""

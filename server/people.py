@@ -68,18 +68,26 @@ class People(Tokens):
 
         Raises UsageError for a name that is taken or is none, an unknown role, or a password that is too short.
         """
+        self.check_new(name, role, password)
         name = checked_name(name)
-        _check_role(role)
         hashed = self._passwords.hash(password) if password is not None else None
         values = {"name": name, "display": display or name, "role": role, "password": hashed, "subject": subject}
         with self._database.write() as connection:
-            if connection.execute(select(people.c.name).where(people.c.name == name)).first():
-                raise UsageError(f'there is a person "{name}" already: see `wardround people list`')
             try:
                 connection.execute(insert(people).values(**values, disabled=False, created=time.time(), by=by))
             except IntegrityError as error:
-                raise UsageError("another person signs in with this identity already") from error
+                raise UsageError("another person has this name, or signs in with this identity") from error
         return name
+
+    def check_new(self, name: str, role: Role, password: str | None) -> None:
+        """Raise UsageError unless `add` could add such a person."""
+        kept = checked_name(name)
+        _check_role(role)
+        if password is not None:
+            self._passwords.check(password)
+        with self._database.read() as connection:
+            if _row(connection, kept) is not None:
+                raise UsageError(f'there is a person "{kept}" already: see `wardround people list`')
 
     def list(self) -> tuple[PersonLine, ...]:
         """Return everybody, by name."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from http import HTTPStatus
 
 from jinja2 import BaseLoader, Environment
 from starlette.datastructures import Headers, MutableHeaders
@@ -83,11 +84,14 @@ class Shield:
                 await problem(500, "this is a defect: the dashboard's log says more")(scope, receive, with_headers)
 
 
-def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """Return an error as RFC 9457 has it: one line that says what is wrong and what to do."""
-    from http import HTTPStatus
-
-    content = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+def problem(
+    status: int, detail: str, headers: dict[str, str] | None = None, *, faults: Sequence[str] = ()
+) -> JSONResponse:
+    """Return an error as RFC 9457 has it: one line that says what is wrong and what to do, and `faults` if several."""
+    title = HTTPStatus(status).phrase
+    content: dict[str, object] = {"type": "about:blank", "title": title, "status": status, "detail": detail}
+    if faults:
+        content["faults"] = list(faults)
     return JSONResponse(content, status, headers, media_type="application/problem+json")
 
 

@@ -56,7 +56,9 @@ def _ours(_: Request, error: Exception) -> Response:
         headers["Retry-After"] = str(error.wait)
     elif isinstance(error, SignInError):
         headers["WWW-Authenticate"] = "Bearer"
-    return problem(status_of(error), str(error), headers)
+    lines = str(error).splitlines() or [""]
+    more = f" (and {len(lines) - 1} more)" if lines[1:] else ""
+    return problem(status_of(error), lines[0] + more, headers, faults=lines if more else ())
 
 
 def _malformed(_: Request, error: Exception) -> Response:
