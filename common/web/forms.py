@@ -1,18 +1,28 @@
-"""What a person fills in, presses and is asked: the browser's own elements with their labels, for keyboards and readers."""
+"""What a person fills in, presses and is asked: the browser's own elements, with labels that screen readers say."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 from nicegui import ui
 from nicegui.events import GenericEventArguments
 
-VALUE = "(e) => emit(e.target.value)"
+TYPED = "(e) => { const box = e.target; clearTimeout(box.wait); box.wait = setTimeout(() => emit(box.value), 250); }"
+"""What one types is told once one pauses,"""
+DONE = "(e) => { clearTimeout(e.target.wait); emit(e.target.value); }"
+"""and at once when one leaves the field: what is pressed next then finds it told."""
+TICKED = "(e) => emit([...e.currentTarget.querySelectorAll('input:checked')].map((box) => box.value))"
+PICKED = "(e) => { const found = e.target.closest('[data-pick]'); if (found) emit(found.dataset.pick); }"
+Told = Callable[[], object]
 
 
 class Field:
-    """A field with its label: of one line, of several (`kind` "area"), or one of `options`. `value` is what it holds."""
+    """A field with its label: of one line, of several (`kind` "area"), or one of `options`. `value` is what it holds.
+
+    What stands in it is the browser's: drawing the page again does not touch what somebody is typing.
+    """
 
     def __init__(
         self,
@@ -21,23 +31,26 @@ class Field:
         *,
         kind: str = "text",
         options: Sequence[str] = (),
-        on_change: Callable[[], object] | None = None,
+        hint: str = "",
+        on_change: Told | None = None,
         **attributes: str,
     ) -> None:
         self._value, self._told = value, on_change
         tag = "select" if options else "textarea" if kind == "area" else "input"
         with ui.element("label").classes("field") as self.box:
-            ui.html(Markup("<span>{}</span>").format(label), sanitize=False)
+            _label(label, hint)
             self._element = ui.element(tag).classes("box")
             for name, text in attributes.items():
                 self._element.props[name.replace("_", "-")] = text
             if tag == "input":
                 self._element.props["type"] = kind
-            self._element.props["value"] = value
-            with self._element:
-                for option in options:
-                    ui.html(Markup("{}").format(option), sanitize=False, tag="option").props["value"] = option
-        self._element.on("change" if options else "input", self._changed, js_handler=VALUE)
+            if options:
+                html_in(self._element, _options(options, value))
+            else:
+                self._element.props["defaultValue"] = value
+        if not options:
+            self._element.on("input", self._changed, js_handler=TYPED)
+        self._element.on("change", self._changed, js_handler=DONE)
 
     @property
     def value(self) -> str:
@@ -48,16 +61,81 @@ class Field:
         """Put something into it, without telling `on_change`."""
         if value != self._value:
             self._value = value
-            self._element.props["value"] = value
-            self._element.update()
+            ui.run_javascript(
+                f"const box = getHtmlElement({self._element.id}); if (box) box.value = {json.dumps(value)};"
+            )
 
-    def _changed(self, event: GenericEventArguments) -> None:
+    def _changed(self, event: GenericEventArguments) -> object:
+        if str(event.args) == self._value:
+            return None
         self._value = str(event.args)
-        # What was typed is what stands there: with an older value, the next drawing of the page would bring that back.
-        with self._element.props.suspend_updates():
-            self._element.props["value"] = self._value
-        if self._told is not None:
-            self._told()
+        return self._told() if self._told is not None else None
+
+
+class Ticks:
+    """A group of boxes to tick, with its heading. `value` are the ticked ones, in the order of the boxes."""
+
+    def __init__(
+        self, label: str, options: Sequence[str], ticked: Sequence[str] = (), *, on_change: Told | None = None
+    ) -> None:
+        self._options, self._told = options, on_change
+        self._value = self._known(ticked)
+        self._element = ui.element("fieldset").classes("ticks")
+        html_in(self._element, _boxes(label, options, self._value))
+        self._element.on("change", self._changed, js_handler=TICKED)
+
+    @property
+    def value(self) -> list[str]:
+        """What is ticked."""
+        return self._value
+
+    def show(self, ticked: Sequence[str]) -> None:
+        """Tick these and no others, without telling `on_change`."""
+        if self._known(ticked) != self._value:
+            self._value = self._known(ticked)
+            ui.run_javascript(
+                f"getHtmlElement({self._element.id})?.querySelectorAll('input').forEach((box) => "
+                f"{{ box.checked = {json.dumps(self._value)}.includes(box.value); }});"
+            )
+
+    def _known(self, ticked: Sequence[str]) -> list[str]:
+        return [option for option in self._options if option in ticked]
+
+    def _changed(self, event: GenericEventArguments) -> object:
+        self._value = self._known([str(text) for text in event.args])
+        return self._told() if self._told is not None else None
+
+
+def on_pick(element: ui.element, pick: Callable[[str], object]) -> None:
+    """Call `pick` with what is picked by the buttons (`tables.pick`) inside `element`."""
+    element.on("click", lambda event: pick(str(event.args)), js_handler=PICKED)
+
+
+def html_in(element: ui.element, content: Markup) -> None:
+    """Let `element` hold HTML that never changes."""
+    element.props["innerHTML"] = str(content)
+
+
+def _label(label: str, hint: str) -> None:
+    small = Markup(" <small>{}</small>").format(hint) if hint else Markup("")
+    ui.html(Markup("{}{}").format(label, small), sanitize=False, tag="span")
+
+
+def _options(options: Sequence[str], value: str) -> Markup:
+    return Markup("").join(
+        Markup("<option{}>{}</option>").format(Markup(" selected") if option == value else Markup(""), option)
+        for option in options
+    )
+
+
+def _boxes(label: str, options: Sequence[str], ticked: Sequence[str]) -> Markup:
+    boxes = Markup("").join(
+        Markup('<label><input type="checkbox" value="{}"{}> {}</label>').format(
+            option, Markup(" checked") if option in ticked else Markup(""), option
+        )
+        for option in options
+    )
+    return Markup("<legend>{}</legend><div>{}</div>").format(label, boxes)
 
 
 def tell(text: str, *, bad: bool = False) -> None:

@@ -86,32 +86,61 @@ class Pieces:
     def __init__(self, make: Callable[[], Mapping[str, Piece]]) -> None:
         self._make = make
         self._now: Mapping[str, Piece] = {}
-        self._placed: dict[str, _Text | Drawing] = {}
+        self._placed: dict[str, _Place] = {}
 
     async def load(self) -> Pieces:
         """Make the pieces; then they can be put into place. Raises what `make` raises."""
         self._now = await asyncio.to_thread(self._make)
         return self
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The pieces' names, in their order."""
+        return tuple(self._now)
+
     def put(self, name: str) -> None:
         """Put a piece here."""
-        piece = self._now[name]
-        self._placed[name] = Drawing(piece) if isinstance(piece, Chart) else _Text(piece)
+        self._placed[name] = _Place(self._now[name])
 
     async def refresh(self) -> None:
         """Make the pieces again and show what has changed."""
         before, self._now = self._now, await asyncio.to_thread(self._make)
-        for name, placed in self._placed.items():
+        for name, place in self._placed.items():
             if name in self._now and self._now[name] != before.get(name):
-                placed.show(self._now[name])
+                place.show(self._now[name])
 
 
-class _Text:
-    def __init__(self, content: Markup) -> None:
-        self._element = ui.html(content, sanitize=False)
+class _Place:
+    """Where a piece stands: what was only text, such as "no round yet", may be a chart later."""
+
+    def __init__(self, piece: Piece) -> None:
+        with ui.element("div") as self._box:
+            self._content = _placed(piece)
 
     def show(self, piece: Piece) -> None:
-        self._element.set_content(str(piece))
+        if isinstance(piece, Chart) == isinstance(self._content, Drawing):
+            self._content.show(piece)
+            return
+        self._box.clear()
+        with self._box:
+            self._content = _placed(piece)
+
+
+def _placed(piece: Piece) -> Text | Drawing:
+    return Drawing(piece) if isinstance(piece, Chart) else Text(piece)
+
+
+class Text(ui.element, component="static/morph.js"):
+    """HTML, escaped where it was made, that is brought up to date in place: focus, scroll and opened details stay."""
+
+    def __init__(self, content: Markup) -> None:
+        super().__init__()
+        self._props["content"] = str(content)
+
+    def show(self, piece: Piece) -> None:
+        """Show other HTML in its place."""
+        self._props["content"] = str(piece)
+        self.update()
 
 
 class Drawing:
@@ -122,14 +151,14 @@ class Drawing:
             self._chart = ui.echart(chart.options, renderer="canvas" if chart.canvas else "svg")
             self._chart.classes(f"chart {chart.size}")
             self._chart.props["role"], self._chart.props["aria-label"] = "img", chart.title
-            self._table = ui.html(_data(chart), sanitize=False)
+            self._table = Text(_data(chart))
 
     def show(self, piece: Piece) -> None:
         """Draw another one in its place."""
         if isinstance(piece, Chart):
             self._chart.props["options"] = piece.options
             self._chart.update()
-            self._table.set_content(_data(piece))
+            self._table.show(_data(piece))
 
 
 def follow(feed: Feed, refresh: Callable[[], Coroutine[Any, Any, None]]) -> None:

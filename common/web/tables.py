@@ -69,6 +69,13 @@ def link(text: object, *parts: object, **query: object) -> Markup:
     return Markup('<a href="{}">{}</a>').format(path(*parts, **query), text)
 
 
+def pick(text: str, key: object, label: str) -> Markup:
+    """Return a button that tells `forms.on_pick` of the element around it which `key` was picked; `label` says all."""
+    return Markup('<button type="button" class="button plain small" data-pick="{}" aria-label="{}">{}</button>').format(
+        key, label, text
+    )
+
+
 def path(*parts: object, **query: object) -> str:
     """Return the URL path of `parts`, each percent-encoded, with the parts of `query` that are not empty."""
     found = "/" + "/".join(quote(str(part), safe="") for part in parts)

@@ -4,73 +4,105 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
-from common.job import PrivacySection
+from common.job import AggregationSection, DataSection, PrivacySection, TrainingSection, key_table
 from common.strategies import PARAMETERS
 
-Kind = Literal["text", "number", "list", "choice"]
-EMPTY = """name = ""
-sites = []
-
-[task]
-labels = []
-
-[data]
-collection = ""
-
-[privacy]
-mechanism = "dp-sgd"
-epsilon = 8.0
-"""
+Kind = Literal["text", "number", "list", "numbers", "ticks"]
+Path = tuple[str, ...]
+_DEFAULTS = {key: json.loads(default) if default else None for key, default, _ in key_table()}
+MEANINGS = {key: meaning for key, _, meaning in key_table()}
 
 
 @dataclass(frozen=True)
 class Key:
-    """A key that the form has: its path in the file, its label, its kind, and what it is when the file does not say."""
+    """A key that the form has: its path in the file, its label, its kind, and between what one may choose."""
 
-    path: tuple[str, ...]
+    path: Path
     label: str
     kind: Kind = "text"
-    default: str = ""
     options: tuple[str, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """Its dotted name."""
+        return ".".join(self.path)
 
-KEYS = (
-    Key(("name",), "Name of the job"),
-    Key(("description",), "What it is for"),
-    Key(("sites",), "Sites, with commas", "list"),
-    Key(("task", "labels"), "Labels, with commas", "list"),
-    Key(("data", "collection"), "Collection"),
-    Key(("network", "name"), "Network", default="small-cnn"),
-    Key(("aggregation", "strategy"), "Strategy", "choice", "fedavg", tuple(PARAMETERS)),
-    Key(("aggregation", "rounds"), "Rounds", "number", "10"),
-    Key(("aggregation", "min_sites"), "Fewest sites in a round", "number", "2"),
-    Key(("training", "learning_rate"), "Learning rate", "number", "0.05"),
-    Key(("training", "batch_size"), "Batch size", "number", "32"),
-    Key(("training", "local_epochs"), "Epochs a round", "number", "1"),
-    Key(
-        ("privacy", "mechanism"),
-        "Privacy",
-        "choice",
-        "dp-sgd",
-        get_args(PrivacySection.model_fields["mechanism"].annotation),
+    @property
+    def meaning(self) -> str:
+        """Its line of meaning, as `wardround job keys` has it."""
+        return MEANINGS[self.name]
+
+
+def _choices(section: Any, key: str) -> tuple[str, ...]:
+    return tuple(str(choice) for choice in get_args(section.model_fields[key].annotation))
+
+
+GROUPS: Mapping[str, tuple[Key, ...]] = {
+    "Study": (
+        Key(("name",), "Name"),
+        Key(("description",), "What it is for"),
+        Key(("sites",), "Sites", "ticks"),
     ),
-    Key(("privacy", "epsilon"), "Epsilon", "number", "8"),
-    Key(("privacy", "delta"), "Delta", "number", "1e-5"),
-    Key(("seed",), "Seed", "number", "0"),
-)
+    "Data and network": (
+        Key(("data", "collection"), "Collection"),
+        Key(("task", "labels"), "Labels, with commas", "list"),
+        Key(("data", "size"), "Size in pixels, with commas", "numbers"),
+        Key(("data", "augment"), "Augmentation", options=_choices(DataSection, "augment")),
+        Key(("network", "name"), "Network"),
+        Key(("seed",), "Seed", "number"),
+    ),
+    "Training at a site": (
+        Key(("training", "optimizer"), "Optimizer", options=_choices(TrainingSection, "optimizer")),
+        Key(("training", "learning_rate"), "Learning rate", "number"),
+        Key(("training", "batch_size"), "Batch size", "number"),
+        Key(("training", "local_epochs"), "Epochs a round", "number"),
+    ),
+    "Rounds": (
+        Key(("aggregation", "strategy"), "Strategy", options=tuple(PARAMETERS)),
+        Key(("aggregation", "rounds"), "Rounds", "number"),
+        Key(("aggregation", "min_sites"), "Fewest sites in a round", "number"),
+        Key(("aggregation", "deadline_seconds"), "Deadline of a round, in seconds", "number"),
+        Key(("aggregation", "criterion"), "Keep the best by"),
+        Key(("aggregation", "weighting"), "An update counts by", options=_choices(AggregationSection, "weighting")),
+    ),
+    "Privacy": (
+        Key(("privacy", "mechanism"), "Mechanism", options=_choices(PrivacySection, "mechanism")),
+        Key(("privacy", "unit"), "What is protected", options=_choices(PrivacySection, "unit")),
+        Key(("privacy", "epsilon"), "Epsilon of the run", "number"),
+        Key(("privacy", "delta"), "Delta", "number"),
+        Key(("privacy", "clip_norm"), "Clip norm", "number"),
+    ),
+}
+KEYS = tuple(key for keys in GROUPS.values() for key in keys)
 
 
-def values_of(text: str) -> dict[tuple[str, ...], str]:
-    """Return what the form shows of a file's text, defaults where it says nothing. Raises ValueError for no TOML."""
+def first_text(sites: Sequence[str], collection: str) -> str:
+    """Return the text that a new job begins with."""
+    return tomlkit.dumps(
+        {
+            "name": "",
+            "sites": list(sites),
+            "task": {"labels": []},
+            "data": {"collection": collection},
+            "privacy": {"mechanism": "dp-sgd", "epsilon": 8.0},
+        }
+    )
+
+
+def values_of(text: str) -> dict[Path, str]:
+    """Return what the form shows of a file's text, the job's defaults where it says nothing.
+
+    Items have commas between them. Raises ValueError for no TOML.
+    """
     table = tomllib.loads(text)
-    return {key.path: _shown(_at(table, key.path), key.default) for key in KEYS}
+    return {key.path: _shown(_at(table, key.path), _DEFAULTS[key.name]) for key in KEYS}
 
 
 def changed(text: str, key: Key, value: str) -> str:
@@ -85,7 +117,7 @@ def changed(text: str, key: Key, value: str) -> str:
             if section not in table:
                 table[section] = tomlkit.table()
             table = table[section]
-        if value.strip():
+        if value.strip() or key.kind in ("list", "ticks"):
             table[key.path[-1]] = _typed(key, value)
         elif key.path[-1] in table:
             del table[key.path[-1]]
@@ -94,30 +126,39 @@ def changed(text: str, key: Key, value: str) -> str:
         raise ValueError(str(error)) from error
 
 
+def items(value: str) -> list[str]:
+    """Return the items of a value with commas."""
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
 def _typed(key: Key, value: str) -> object:
-    if key.kind == "list":
-        return [part.strip() for part in value.split(",") if part.strip()]
-    if key.kind == "number":
+    if key.kind in ("list", "ticks"):
+        return items(value)
+    if key.kind == "numbers":
+        return [_number(part) for part in items(value)]
+    return _number(value) if key.kind == "number" else value.strip()
+
+
+def _number(value: str) -> int | float | str:
+    for kind in (int, float):
         try:
-            return int(value)
+            return kind(value)
         except ValueError:
-            try:
-                return float(value)
-            except ValueError:
-                return value  # the check then says what is wrong with it
-    return value.strip()
+            continue
+    return value  # the check then says what is wrong with it
 
 
-def _at(table: Mapping[str, Any], path: tuple[str, ...]) -> object:
+def _at(table: Mapping[str, Any], path: Path) -> object:
     found: object = table
     for part in path:
         found = found.get(part) if isinstance(found, Mapping) else None
     return found
 
 
-def _shown(value: object, default: str) -> str:
+def _shown(value: object, default: object) -> str:
+    value = default if value is None else value
     if value is None:
-        return default
+        return ""
     if isinstance(value, list):
         return ", ".join(str(part) for part in value)
     return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections import Counter
 
 from fastapi import Request
 from markupsafe import Markup
 from nicegui import ui
 
 from common.errors import WardroundError
+from common.job import Job
 from common.plan import PrivacyPlan
 from common.web import tables
 from common.web.charts import Line, lines
-from common.web.forms import Field, confirmed, html
-from common.web.frame import Drawing, sheet
+from common.web.forms import Field, Ticks, confirmed, html
+from common.web.frame import Drawing, Text, sheet
 from common.web.tables import Column, Heading
 from server.dashboard.pages.desk import Desk
-from server.dashboard.pages.job_form import EMPTY, KEYS, Key, changed, values_of
+from server.dashboard.pages.job_form import GROUPS, Key, changed, first_text, items, values_of
 from server.roles import Person
 
-PAUSE_SECONDS = 0.4
-"""How long nobody must have typed before the text is checked."""
+PAUSE_SECONDS = 0.2
+"""How long nothing must have changed before the text is checked."""
+DRAWN_SITES = 10
 
 
 def add(desk: Desk) -> None:
@@ -30,65 +32,86 @@ def add(desk: Desk) -> None:
     @ui.page("/new")
     async def new(request: Request, job: str = "") -> None:
         with desk.page(request, "New job", "/new") as person:
-            text = desk.read.run(job).toml if job else EMPTY
-            if not person.may("run"):
-                html(
-                    tables.note(
-                        'You may look and check here; to start a run you need the role "coordinator": ask an admin.'
-                    )
-                )
-            Editor(desk, person, text).build()
+            sites = desk.read.federation().sites
+            collections = Counter(name for site in sites for name in site.counts).most_common(1)
+            names = [site.name for site in sites]
+            text = desk.read.run(job).toml if job else first_text(names, collections[0][0] if collections else "")
+            html(_beginning(desk, job))
+            Editor(desk, person, text, names).build()
 
 
 class Editor:
     """The page's state: the text is the job; whatever is typed in the form is written into it."""
 
-    def __init__(self, desk: Desk, person: Person, text: str) -> None:
-        self._desk, self._person, self._first = desk, person, text
+    def __init__(self, desk: Desk, person: Person, text: str, sites: list[str]) -> None:
+        self._desk, self._person, self._first, self._sites = desk, person, text, sites
+        self._fields: dict[tuple[str, ...], Field | Ticks] = {}
         self._turn = 0
         self._planned = ""
 
     def build(self) -> None:
         """Build the page."""
         known = values_of(self._first)
-        sites = ", ".join(site.name for site in self._desk.read.federation().sites)
         with ui.element("div").classes("two"):
             with sheet("The usual keys"):
-                html(Markup('<p class="soft">Admitted sites: {}</p>').format(sites or "none yet"))
-                with ui.element("div").classes("form"):
-                    self._fields = {key.path: self._field(key, known[key.path]) for key in KEYS}
+                for title, keys in GROUPS.items():
+                    with ui.element("div").props(f'role="group" aria-label="{title}"'):
+                        html(Markup("<h3>{}</h3>").format(title))
+                        with ui.element("div").classes("form"):
+                            self._fields |= {key.path: self._field(key, known[key.path]) for key in keys}
             with sheet("The job file"):
                 self._text = Field(
-                    "The same as TOML: every key may be written here (wardround job keys lists them)", self._first, kind="area",
-                    on_change=self._typed, spellcheck="false", rows="26", maxlength="200000",
+                    "The same as TOML", self._first, kind="area", on_change=self._typed,
+                    hint="every key may be written here; wardround job keys lists them",
+                    spellcheck="false", rows="28", maxlength="200000", wrap="off",
                 )  # fmt: skip
-                with ui.element("div").props('role="status" aria-live="polite"').style("margin-top: 12px"):
-                    self._verdict = ui.html("", sanitize=False)
+                with ui.element("div").props('role="status"').style("margin-top: 12px"):
+                    self._verdict = Text(Markup(""))
         with sheet("Privacy plan"):
-            html(Markup('<p class="soft">What the job would cost, before anything is sent: nothing is asked of a site, nothing '
-                        "is spent.</p>"))  # fmt: skip
-            with ui.element("div").classes("row-of"):
-                self._planner = _button("Show the privacy plan", self._plan, plain=True)
-                self._starter = _button("Start the run", self._start)
-            self._plan_box = ui.element("div").props('aria-live="polite"')
-        self._allow(start=False)
+            self._build_plan()
         ui.timer(0.05, self._check, once=True)
 
-    def _field(self, key: Key, value: str) -> Field:
-        return Field(key.label, value, options=key.options, on_change=lambda: self._formed(key), autocomplete="off")
+    def _build_plan(self) -> None:
+        html('<p class="soft">What the job would cost. Nothing is asked of a site and nothing is spent.</p>')
+        if not self._person.may("run"):
+            need = 'To see plans and to start runs you need the role "coordinator": ask an admin.'
+            html(tables.note(f"{need} You may write and check a job here, and copy it."))
+            return
+        with ui.element("div").classes("row-of"):
+            self._planner = _button("Show the privacy plan", self._plan, plain=True)
+            self._starter = _button("Start the run", self._start)
+            self._why = ui.html("", sanitize=False, tag="span").classes("soft")
+        self._plan_box = ui.element("div").props('aria-live="polite"')
+        self._allow(start=False)
+
+    def _field(self, key: Key, value: str) -> Field | Ticks:
+        def told() -> object:
+            return self._formed(key)
+
+        if key.kind == "ticks":
+            return Ticks(key.label, self._sites, items(value), on_change=told)
+        return Field(key.label, value, options=key.options, on_change=told, autocomplete="off", title=key.meaning)
 
     async def _formed(self, key: Key) -> None:
+        field = self._fields[key.path]
         try:
-            self._text.show(changed(self._text.value, key, self._fields[key.path].value))
+            value = field.value if isinstance(field, Field) else self._with_strangers(key, field.value)
+            self._text.show(changed(self._text.value, key, value))
         except ValueError as error:
             self._say(tables.note(f"the job file can't be read: {error}: mend it there first", "bad"))
             return
         await self._soon()
 
+    def _with_strangers(self, key: Key, ticked: list[str]) -> str:
+        """The ticked sites, and those that only the text names: the check says that they are not admitted."""
+        named = items(values_of(self._text.value)[key.path])
+        return ", ".join([*ticked, *(name for name in named if name not in self._sites)])
+
     async def _typed(self) -> None:
         try:
             for path, value in values_of(self._text.value).items():
-                self._fields[path].show(value)
+                field = self._fields[path]
+                field.show(value) if isinstance(field, Field) else field.show(items(value))
         except ValueError:
             pass  # half-written: the check says where
         await self._soon()
@@ -105,25 +128,22 @@ class Editor:
     async def _check(self) -> None:
         turn, text = self._turn, self._text.value
         try:
-            job = await asyncio.to_thread(self._desk.actions.check, text)
-            said = tables.note(Markup("The job is right. Digest <code>{}</code>.").format(job.digest[:16]), "good")
+            said = _right(await asyncio.to_thread(self._desk.actions.check, text))
         except WardroundError as error:
-            said = tables.note(str(error), "bad")
+            said = _faults(str(error))
         if turn == self._turn:
             self._say(said)
 
     async def _plan(self) -> None:
         text, turn = self._text.value, self._turn
-        self._planner.props["disabled"] = True
-        self._planner.update()
+        _disable(self._planner, True)
         with self._refilled():
             html('<p class="soft">Working it out: this builds the network, and takes some seconds.</p>')
         plan = await self._desk.act(self._person, lambda who: self._desk.actions.plan(who, text))
-        self._planner.props["disabled"] = not self._person.may("run")
-        self._planner.update()
+        _disable(self._planner, False)
         with self._refilled():
             if plan is None:
-                html(tables.note("There is no plan: see what is wrong above.", "bad"))
+                html(tables.note("There is no plan: see beside the job file what is wrong.", "bad"))
             elif turn != self._turn:
                 html(tables.note("The job was changed meanwhile: ask for its plan again.", "warn"))
             else:
@@ -135,9 +155,10 @@ class Editor:
         text = self._planned
         if not text or text != self._text.value:
             return
-        if not await confirmed(
-            "Start the run?", "Its sites are asked at once, as soon as the coordinator is free.", "Start it"
-        ):
+        said = "Its sites are asked at once, as soon as the coordinator is free."
+        if not self._desk.read.federation().coordinator_running:
+            said = "It waits until the coordinator runs, which it does not now; then its sites are asked."
+        if not await confirmed("Start the run?", said, "Start it"):
             return
         name = await self._desk.act(self._person, lambda who: self._desk.actions.start(who, text))
         if name is not None:
@@ -148,16 +169,39 @@ class Editor:
         return self._plan_box
 
     def _allow(self, *, start: bool) -> None:
-        for element, on in (
-            (self._starter, start and self._person.may("run")),
-            (self._planner, self._person.may("run")),
-        ):
-            element.props["disabled"] = not on
-            element.update()
-        self._starter.props["title"] = "" if start else "look at the privacy plan first"
+        if self._person.may("run"):
+            _disable(self._starter, not start)
+            self._why.set_content("" if start else "To start the run, look at its privacy plan first.")
 
     def _say(self, text: Markup) -> None:
-        self._verdict.set_content(str(text))
+        self._verdict.show(text)
+
+
+def _beginning(desk: Desk, job: str) -> Markup:
+    known = Markup("").join(Markup('<option value="{}">').format(run.name) for run in desk.read.runs(limit=50).items)
+    if not known:
+        return Markup("")
+    return Markup(
+        '<form class="form sheet" method="get" action="/new"><label class="field">'
+        '<span>Begin with the job of a run</span><input class="box" name="job" value="{}" list="known-runs" '
+        'maxlength="200"></label><datalist id="known-runs">{}</datalist><div><button class="button plain" type="submit">Take its job</button></div></form>'
+    ).format(job, known)
+
+
+def _right(job: Job) -> Markup:
+    rounds, sites = job.aggregation.rounds, len(job.sites)
+    said = Markup("The job is right: {} rounds at {} sites. Digest <code>{}</code>").format(
+        rounds, sites, job.digest[:16]
+    )
+    return tables.note(said, "good")
+
+
+def _faults(text: str) -> Markup:
+    lines = [line.removeprefix("job:") for line in text.splitlines()]
+    found = Markup("").join(
+        Markup("<li>{}</li>").format(f"line {line}" if line[:1].isdigit() else line) for line in lines
+    )
+    return Markup('<div class="note warn"><p>Not right yet:</p><ul>{}</ul></div>').format(found)
 
 
 def _show_plan(plan: PrivacyPlan) -> None:
@@ -170,17 +214,30 @@ def _show_plan(plan: PrivacyPlan) -> None:
         html(tables.note(warning, "warn"))
     if not plan.sites:
         return
-    heads: list[Heading] = ["Site", Column(f"{unit}s", number=True), Column("Rate", number=True), Column("Steps", number=True),
-             Column("Noise", number=True), Column("Epsilon", number=True), Column("Would refuse", long=True)]  # fmt: skip
-    rows: list[Sequence[object]] = [
-        (site.site, f"{site.units:,}{' (guessed)' if site.guessed else ''}", f"{site.sample_rate:.3g}", f"{site.steps:,}",
-         f"{site.noise_multiplier:.2f}", f"{site.epsilon:.2f}", site.refusal)
+    numbers = (f"{unit}s", "Rate", "Steps", "Noise", "Epsilon")
+    heads: list[Heading] = ["Site", *(Column(name, number=True) for name in numbers), Column("Would refuse", long=True)]
+    rows = [
+        (
+            site.site,
+            f"{site.units:,}{' (guessed)' if site.guessed else ''}",
+            f"{site.sample_rate:.3g}",
+            f"{site.steps:,}",
+            f"{site.noise_multiplier:.2f}",
+            f"{site.epsilon:.2f}",
+            site.refusal,
+        )
         for site in plan.sites
-    ]  # fmt: skip
-    html(tables.table(f"The whole run, at delta {plan.job.privacy.delta:g}", heads, rows))
+    ]
+    html(tables.table(f"The whole run, at delta {plan.job.privacy.delta:g}", heads, rows, tall=len(rows) > DRAWN_SITES))
     drawn = [Line(site.site, site.curve) for site in plan.sites if site.curve]
     if drawn:
-        Drawing(lines("Epsilon over the rounds", "round", "epsilon", drawn[:10], limit=plan.job.privacy.epsilon))
+        title = "Epsilon over the rounds" + (f" at the first {DRAWN_SITES} sites" if len(drawn) > DRAWN_SITES else "")
+        Drawing(lines(title, "round", "epsilon", drawn[:DRAWN_SITES], limit=plan.job.privacy.epsilon))
+
+
+def _disable(button: ui.html, disabled: bool) -> None:
+    button.props["disabled"] = disabled
+    button.update()
 
 
 def _button(text: str, on_click: object, *, plain: bool = False) -> ui.html:
