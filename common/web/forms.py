@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from markupsafe import Markup
 from nicegui import ui
@@ -150,19 +151,24 @@ def button(text: str, on_click: Callable[[], object], *, kind: str = "") -> None
     )
 
 
+@contextmanager
+def dialog(title: str) -> Iterator[ui.dialog]:
+    """Build a dialog with a heading from what is made in the block; await it. It goes when it is closed."""
+    with ui.dialog() as box, ui.element("div").classes("sheet ask"):
+        box.props["aria-label"] = title
+        box.on("hide", box.delete)
+        html(Markup("<h2>{}</h2>").format(title))
+        yield box
+
+
 async def confirmed(title: str, text: str, yes: str, *, kind: str = "") -> bool:
     """Ask before something that matters; return whether the answer was yes."""
-    with (
-        ui.dialog().props(f'aria-label="{title}"') as dialog,
-        ui.element("div").classes("sheet").style("max-width:520px"),
-    ):
-        ui.html(Markup("<h2>{}</h2><p>{}</p>").format(title, text), sanitize=False)
+    with dialog(title) as box:
+        html(Markup("<p>{}</p>").format(text))
         with ui.element("div").classes("row-of"):
-            button(yes, lambda: dialog.submit(True), kind=kind)
-            button("Cancel", lambda: dialog.submit(False), kind="plain")
-    answer = bool(await dialog)
-    dialog.delete()
-    return answer
+            button(yes, lambda: box.submit(True), kind=kind)
+            button("Cancel", lambda: box.submit(False), kind="plain")
+    return bool(await box)
 
 
 def html(content: str) -> None:

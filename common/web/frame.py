@@ -66,12 +66,12 @@ def header(navigation: Navigation, here: str) -> Markup:
 
 
 @contextmanager
-def sheet(title: str = "") -> Iterator[None]:
+def sheet(title: str = "") -> Iterator[ui.element]:
     """Build a box on the page, with a heading."""
-    with ui.element("section").classes("sheet"):
+    with ui.element("section").classes("sheet") as box:
         if title:
             ui.html(Markup("<h2>{}</h2>").format(title), sanitize=False)
-        yield
+        yield box
 
 
 Piece = Markup | Chart

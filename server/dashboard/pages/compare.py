@@ -63,7 +63,7 @@ def _table(views: Sequence[RunView]) -> Markup:
         ),
     ]
     heads: list[Heading] = ["", *(view.line.name for view in views)]
-    return tables.table("The runs side by side", [Column(head) for head in heads], rows)
+    return tables.table("The runs side by side", heads, rows)
 
 
 def _chart(views: Sequence[RunView]) -> Piece:

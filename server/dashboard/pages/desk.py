@@ -54,14 +54,13 @@ class Desk:
         Returns None when it could not be done: then the page says why, or is on its way to the sign-in page.
         """
 
-        def do() -> T:
-            return action(again(self.people, person))
-
         try:
-            result = await asyncio.to_thread(do)
+            now = await asyncio.to_thread(again, self.people, person)
         except SignInError:
             ui.navigate.to(SIGN_IN)
             return None
+        try:
+            result = await asyncio.to_thread(action, now)
         except WardroundError as error:
             tell(str(error), bad=True)
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import get_args
 
 from fastapi import Request
@@ -11,7 +12,7 @@ from nicegui import ui
 
 from common.errors import NotFoundError
 from common.web import tables, words
-from common.web.forms import button, confirmed, html
+from common.web.forms import Field, button, confirmed, html
 from common.web.frame import Piece, Pieces, follow, sheet
 from common.web.tables import Column, Heading, badge
 from server.dashboard.pages.desk import Desk
@@ -64,22 +65,19 @@ def _decide(desk: Desk, person: Person, number: int) -> None:
             return
         html(Markup('<a class="button" href="/api/v1/models/{}/file">Download</a>').format(number))
         html(Markup('<a class="button plain" href="/api/v1/models/{}/card">Download the card</a>').format(number))
-        with ui.element("label").classes("field").style("flex: 1 1 220px; max-width: 420px"):
-            html(Markup("<span>Why (kept with the decision)</span>"))
-            note = ui.element("input").classes("box").props("maxlength=2000")
-        said = {"note": ""}
-        note.on("input", lambda event: said.update(note=str(event.args)), js_handler="(e) => emit(e.target.value)")
+        why = Field("Why", hint="kept with the decision", maxlength="2000", autocomplete="off")
+        why.box.style("flex: 1 1 220px; max-width: 420px")
 
         async def decide(stage: Stage) -> None:
             if await confirmed(
                 f"{VERBS[stage]}?", EFFECTS[stage], VERBS[stage], kind="bad" if stage == "retired" else ""
             ):
                 await desk.act(
-                    person, lambda who: desk.actions.stage(who, number, stage, said["note"]), f"It is {stage} now."
+                    person, lambda who: desk.actions.stage(who, number, stage, why.value), f"It is {stage} now."
                 )
 
         for stage in get_args(Stage):
-            button(VERBS[stage], lambda stage=stage: decide(stage), kind="" if stage == "approved" else "plain")
+            button(VERBS[stage], partial(decide, stage), kind="" if stage == "approved" else "plain")
 
 
 def _provenance(view: ModelView) -> Markup:
