@@ -64,7 +64,7 @@ def lines(title: str, x: str, y: str, drawn: Sequence[Line], *, limit: float | N
         )  # fmt: skip
     options = _frame(y, legend=[line.name for line in drawn]) | {
         "xAxis": _axis(x, type="value", minInterval=1, min="dataMin", max="dataMax"),
-        "yAxis": _axis("", scale=True),
+        "yAxis": _axis("", scale=True) if limit is None else _axis("", min=0, max=_above(limit, drawn)),
         "dataZoom": [{"type": "inside", "filterMode": "none"}],
         "series": series,
     }
@@ -206,6 +206,12 @@ def _band(line: Line, colour: str) -> list[dict[str, Any]]:
     ]
     area = {"color": colour, "opacity": 0.18}
     return [quiet | {"data": low}, quiet | {"data": width, "areaStyle": area}]
+
+
+def _above(limit: float, drawn: Sequence[Line]) -> float:
+    """The top of an axis on which the limit is seen, however little of it is used."""
+    values = (value for line in drawn for _, value in line.points if value is not None and math.isfinite(value))
+    return float(f"{1.1 * max(limit, 0.0, *values):.3g}")
 
 
 def _limit(at: float) -> dict[str, Any]:

@@ -44,10 +44,18 @@ def frame(title: str, navigation: Navigation, *, here: str) -> Iterator[None]:
     """Build the page's frame; what is made in the block stands in its <main>. `here`: the current link's path."""
     ui.page_title(f"{title} · Ward Round")
     ui.add_head_html(HEAD)
+    _page_is_no_landmark()
     ui.html(header(navigation, here), sanitize=False)
     with ui.element("main").props('id="content" tabindex="-1"'):
         ui.html(Markup("<h1>{}</h1>").format(title), sanitize=False)
         yield
+
+
+def _page_is_no_landmark() -> None:
+    """Quasar's page is a <main> around everything, the header too: the landmark is ours, and there is one."""
+    slot = ui.context.client.content.parent_slot
+    if slot is not None:
+        slot.parent.props["role"] = "presentation"
 
 
 def header(navigation: Navigation, here: str) -> Markup:

@@ -63,7 +63,7 @@ class Editor:
                 self._text = Field(
                     "The same as TOML", self._first, kind="area", on_change=self._typed,
                     hint="every key may be written here; wardround job keys lists them",
-                    spellcheck="false", rows="28", maxlength="200000", wrap="off",
+                    spellcheck="false", rows="28", maxlength="200000",
                 )  # fmt: skip
                 with ui.element("div").props('role="status"').style("margin-top: 12px"):
                     self._verdict = Text(Markup(""))

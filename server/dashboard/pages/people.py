@@ -98,8 +98,9 @@ def _token(line: TokenLine) -> Sequence[object]:
 
 
 def _add(desk: Desk, person: Person) -> None:
-    html(tables.facts((role, MEANINGS[role]) for role in ROLES))
-    with ui.element("div").classes("form").style("margin-top: 14px"):
+    told = (Markup("<li><strong>{}</strong> {}</li>").format(role, MEANINGS[role]) for role in ROLES)
+    html(Markup('<ul class="soft">{}</ul>').format(Markup("").join(told)))
+    with ui.element("div").classes("form"):
         name = Field("Name to sign in with", autocomplete="off", maxlength="64", autocapitalize="none")
         display = Field("Shown as", autocomplete="off", maxlength="200")
         role = Field("Role", ROLES[0], options=ROLES)

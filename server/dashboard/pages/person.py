@@ -25,7 +25,7 @@ async def change_person(desk: Desk, person: Person, name: str) -> None:
         with ui.element("div").classes("form"):
             _role(desk, person, line)
         if line.signs_in != "OpenID" and line.name != person.name:  # one's own needs the old one
-            with ui.element("div").classes("form"):
+            with ui.element("div").classes("form").style("margin-top: 12px"):
                 _password(desk, person, line)
         with ui.element("div").classes("row-of").style("margin-top: 16px"):
             _doors(desk, person, line)
