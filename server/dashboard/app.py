@@ -21,8 +21,8 @@ from server.actions import Actions
 from server.dashboard.api import add_api
 from server.dashboard.problems import add_problems
 from server.dashboard.security import Guard
-from server.dashboard.settings import read_settings
-from server.dashboard.sign_in import add_sign_in
+from server.dashboard.settings import OpenIdSection, read_settings
+from server.dashboard.sign_in import Door, add_sign_in
 from server.modelfiles import code_version
 from server.people import People
 from server.readmodel import ReadModel
@@ -54,15 +54,7 @@ def make_app(kit: Kit, *, pages: bool = True) -> FastAPI:
     app.mount("/static", StaticFiles(directory=str(ASSETS)), name="static")
     add_problems(app)
     doors = APIRouter(include_in_schema=False)
-    openid = settings.openid
-    add_sign_in(
-        doors,
-        actions,
-        people,
-        kit.federation,
-        provider=openid.title if openid else "",
-        passwords=openid is None or openid.passwords,
-    )
+    _add_doors(doors, kit, settings.openid, actions, people)
     app.include_router(doors)
     add_api(app, read, actions, people, feed)
     if pages:
@@ -73,6 +65,18 @@ def make_app(kit: Kit, *, pages: bool = True) -> FastAPI:
     app.add_middleware(Guard, people=people)
     app.add_middleware(Shield)
     return app
+
+
+def _add_doors(router: APIRouter, kit: Kit, openid: OpenIdSection | None, actions: Actions, people: People) -> None:
+    if openid is None:
+        add_sign_in(router, Door(kit.federation), actions, people)
+        return
+    from server.dashboard.oidc import Provider
+    from server.dashboard.oidc_pages import add_openid
+
+    door = Door(kit.federation, provider=openid.title, passwords=openid.passwords)
+    add_sign_in(router, door, actions, people)
+    add_openid(router, door, Provider(openid, kit.folder), actions, people)
 
 
 def serve(kit: Kit, *, listen: str = LISTEN, stop: threading.Event | None = None) -> None:

@@ -22,11 +22,8 @@ STALE = "this form is out of date: try again"
 _PAGES = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
 
 
-def add_sign_in(
-    router: APIRouter, actions: Actions, people: People, federation: str, *, provider: str, passwords: bool
-) -> None:
-    """Add the sign-in page. `provider` is the title of an OpenID provider, "" for none."""
-    door = Door(federation, provider, passwords)
+def add_sign_in(router: APIRouter, door: Door, actions: Actions, people: People) -> None:
+    """Add the sign-in page, and signing out."""
 
     @router.get(SIGN_IN, response_class=HTMLResponse)
     def ask(request: Request, next: str = "/", ended: bool = False) -> Response:
@@ -45,7 +42,7 @@ def add_sign_in(
         next: Annotated[str, Form(max_length=4000)] = "/",
     ) -> Response:
         """Begin a session, or show the form again with what is wrong."""
-        if not passwords or not door.knows(request, csrf):
+        if not door.passwords or not door.knows(request, csrf):
             return door.page(request, 403, STALE, next=next, name=name)
         try:
             secret = actions.sign_in(name, password, address_of(request), request.headers.get("user-agent", ""))
@@ -73,7 +70,9 @@ def add_sign_in(
 class Door:
     """The sign-in page of a federation's coordinator."""
 
-    def __init__(self, federation: str, provider: str, passwords: bool) -> None:
+    def __init__(self, federation: str, *, provider: str = "", passwords: bool = True) -> None:
+        """Make the page; `provider` is the title of an OpenID provider, "" for none."""
+        self.passwords = passwords
         self._fixed = {"federation": federation, "provider": provider, "passwords": passwords}
 
     def page(
