@@ -118,7 +118,7 @@ def html_in(element: ui.element, content: Markup) -> None:
 
 
 def _label(label: str, hint: str) -> None:
-    small = Markup(" <small>{}</small>").format(hint) if hint else Markup("")
+    small = Markup(" <small>({})</small>").format(hint) if hint else Markup("")
     ui.html(Markup("{}{}").format(label, small), sanitize=False, tag="span")
 
 

@@ -53,10 +53,10 @@ def table(
     ).format(" tall" if tall else "", caption, caption, head, Markup("").join(body))
 
 
-def facts(pairs: Iterable[tuple[str, object]]) -> Markup:
-    """Return a list of names and values."""
+def facts(pairs: Iterable[tuple[str, object]], *, wide: bool = False) -> Markup:
+    """Return a list of names and values, `wide` ones below each other."""
     items = (Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(name, shown(value)) for name, value in pairs)
-    return Markup('<dl class="facts">{}</dl>').format(Markup("").join(items))
+    return Markup('<dl class="facts{}">{}</dl>').format(" wide" if wide else "", Markup("").join(items))
 
 
 def badge(word: str, kind: Kind | None = None) -> Markup:
@@ -89,13 +89,13 @@ def note(text: object, kind: Kind = "") -> Markup:
     return Markup('<div class="note {}" role="{}"><p>{}</p></div>').format(kind, role, text)
 
 
-def bar(part: float, whole: float, text: str) -> Markup:
-    """Return how much of a whole is used, as a bar with its text beside it."""
+def bar(part: float, whole: float, text: str, *, budget: bool = False) -> Markup:
+    """Return how much of a whole there is, as a bar with its text beside it. A `budget` is red when it is nearly spent."""
     filled = min(1.0, max(0.0, part / whole)) if whole > 0 else 1.0
-    full = " full" if filled >= 0.9 else ""
-    return Markup('<span class="bar{}" aria-hidden="true"><i style="width:{:.0f}%"></i></span>{}').format(
-        full, 100 * filled, text
-    )
+    full = " full" if budget and filled >= 0.9 else ""
+    return Markup(
+        '<span class="part"><span class="bar{}" aria-hidden="true"><i style="width:{:.0f}%"></i></span>{}</span>'
+    ).format(full, 100 * filled, text)
 
 
 def more(summary: str, content: object) -> Markup:

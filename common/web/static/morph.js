@@ -39,6 +39,9 @@ export default {
     fresh.innerHTML = this.content;
     const box = this.$el.cloneNode(false);
     box.append(fresh.content);
+    const boxes = () => [...this.$el.querySelectorAll("input[type=checkbox]")];
+    const ticked = boxes().filter((one) => one.checked).map((one) => one.value);
     morph(this.$el, box);
+    boxes().forEach((one) => (one.checked = ticked.includes(one.value))); // rows may have moved
   },
 };

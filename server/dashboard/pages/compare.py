@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
-from fastapi import Request
+from fastapi import Query, Request
 from markupsafe import Markup
 from nicegui import ui
 
@@ -25,8 +26,8 @@ def add(desk: Desk) -> None:
     """Add the page."""
 
     @ui.page("/compare")
-    async def compare(request: Request, runs: str = "") -> None:
-        names = list(dict.fromkeys(name for name in runs.replace(",", " ").split() if name))
+    async def compare(request: Request, runs: Annotated[list[str], Query(max_length=100)] = []) -> None:  # noqa: B006
+        names = list(dict.fromkeys(" ".join(runs).replace(",", " ").split()))
         with desk.page(request, "Compare runs", "/runs"):
             html(_form(desk.read, names))
             if len(names) > MOST:

@@ -90,7 +90,7 @@ def _provenance(view: ModelView) -> Markup:
             ("Ward Round", line.code_version), ("Made", words.when(line.created)), ("Size", words.size(line.bytes)),
         ]
     )  # fmt: skip
-    digests = tables.facts([("File's SHA-256", line.sha256), ("Job's digest", line.digest)])
+    digests = tables.facts([("File's SHA-256", line.sha256), ("Job's digest", line.digest)], wide=True)
     spends = [(spend.site, f"{spend.epsilon:.2f}", f"{spend.budget:g}", f"{spend.delta:g}") for spend in run.spends]
     heads: list[Heading] = [
         "Site",
@@ -99,7 +99,7 @@ def _provenance(view: ModelView) -> Markup:
         Column("Delta", number=True),
     ]
     private = tables.table("Privacy spent by its run", heads, spends, empty="No differential privacy was used.")
-    return Markup("{}<p></p>{}<p></p>{}").format(told, digests, private)
+    return told + digests + private
 
 
 def _results(view: ModelView) -> Markup:
@@ -148,14 +148,18 @@ def _beside(read: ReadModel, view: ModelView, other: int) -> Markup:
     ]
     heads: list[Heading] = [
         "Where and what",
-        f"Model {view.line.id} ({view.judged_on})",
-        f"Model {other} ({second.judged_on})",
+        _judged(view),
+        _judged(second),
     ]
     differ = tables.table(
         "Keys in which their jobs differ", ["Key", Column("Here", long=True), Column("There", long=True)],
         read.diff(view.line.run, second.line.run), empty="Their jobs are the same.",
     )  # fmt: skip
     return form + tables.table("Metrics of both", heads, rows) + differ
+
+
+def _judged(view: ModelView) -> str:
+    return f"Model {view.line.id} ({view.judged_on or 'not evaluated'})"
 
 
 def _shown(found: Interval | None) -> str | None:

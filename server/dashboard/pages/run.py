@@ -285,7 +285,7 @@ def _sites(view: RunView) -> Markup:
             (
                 site, badge(turn.status) if turn else None, words.count(turn.examples) if turn and turn.examples else None,
                 words.interval(found.value, found.low, found.high) if found else None,
-                tables.bar(spend.epsilon, spend.budget, f"{spend.epsilon:.2f} of {spend.budget:g}") if spend else None,
+                tables.bar(spend.epsilon, spend.budget, f"{spend.epsilon:.2f} of {spend.budget:g}", budget=True) if spend else None,
                 turn.reason if turn else None,
             )
         )  # fmt: skip

@@ -50,10 +50,15 @@ def pieces_of(found: Listing[RunLine], text: str, status: str) -> Mapping[str, P
     )
     listed = tables.table(
         f"{found.total:,} runs{' found' if wanted else ''}, the newest first",
-        ["Run", "Status", "Rounds", Column("Sites", number=True), "Strategy", "Privacy", "Asked for", "Took",
-         Column("Why", long=True)],
+        ["Run", "Compare", "Status", "Rounds", Column("Sites", number=True), "Strategy", "Privacy", "Asked for",
+         Column("Took", number=True), Column("Why", long=True)],
         [row(run) for run in found.items], empty=empty,
     )  # fmt: skip
+    if found.total > 1:
+        listed = Markup(
+            '<form method="get" action="/compare">{}<div class="pages"><button class="button plain small" type="submit">'
+            "Compare the ticked runs</button></div></form>"
+        ).format(listed)
     return {"runs": listed + tables.pages("/runs", found.offset, found.limit, found.total, text=text, status=status)}
 
 
@@ -61,8 +66,9 @@ def row(run: RunLine) -> Sequence[object]:
     """Return a run's cells."""
     took = run.finished - run.started if run.finished and run.started else None
     return (
-        tables.link(run.name, "runs", run.name), badge(run.status),
-        tables.bar(run.done, run.rounds, f"{run.done} of {run.rounds}"), run.sites, run.strategy,
+        tables.link(run.name, "runs", run.name),
+        Markup('<input type="checkbox" name="runs" value="{0}" aria-label="Compare {0}">').format(run.name),
+        badge(run.status), tables.bar(run.done, run.rounds, f"{run.done} of {run.rounds}"), run.sites, run.strategy,
         "none" if run.mechanism == "none" else run.mechanism, words.when(run.created), words.seconds(took), run.reason,
     )  # fmt: skip
 
@@ -78,5 +84,5 @@ def _filter(text: str, status: str) -> Markup:
         '<form class="form sheet" method="get" action="/runs" role="search"><label class="field"><span>Find in name, job or '
         'strategy</span><input class="box" type="search" name="text" value="{}" maxlength="200"></label><label class="field">'
         '<span>Status</span><select class="box" name="status">{}</select></label><div><button class="button" type="submit">'
-        'Find</button> <a class="button plain" href="/compare">Compare runs</a></div></form>'
+        "Find</button> </div></form>"
     ).format(text, options)
