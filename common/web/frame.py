@@ -44,22 +44,22 @@ def frame(title: str, navigation: Navigation, *, here: str) -> Iterator[None]:
     """Build the page's frame; what is made in the block stands in its <main>. `here`: the current link's path."""
     ui.page_title(f"{title} · Ward Round")
     ui.add_head_html(HEAD)
-    _page_is_no_landmark()
-    ui.html(header(navigation, here), sanitize=False)
-    with ui.element("main").props('id="content" tabindex="-1"'):
-        ui.html(Markup("<h1>{}</h1>").format(title), sanitize=False)
-        yield
+    ui.add_body_html(header(navigation, here, _main()))  # there at once, before any script has run
+    ui.html(Markup("<h1>{}</h1>").format(title), sanitize=False)
+    yield
 
 
-def _page_is_no_landmark() -> None:
-    """Quasar's page is a <main> around everything, the header too: the landmark is ours, and there is one."""
+def _main() -> str:
+    """Return the id of Quasar's page, which is the page's <main>, and let the link that skips to it give it focus."""
     slot = ui.context.client.content.parent_slot
-    if slot is not None:
-        slot.parent.props["role"] = "presentation"
+    if slot is None:
+        return ""
+    slot.parent.props["tabindex"] = "-1"
+    return slot.parent.html_id
 
 
-def header(navigation: Navigation, here: str) -> Markup:
-    """Return the header's HTML."""
+def header(navigation: Navigation, here: str, main: str) -> Markup:
+    """Return the header's HTML; `main` is the id of the <main>."""
     items = Markup("").join(
         Markup('<li><a href="{}"{}>{}</a></li>').format(
             path, Markup(' aria-current="page"') if path == here else Markup(""), text
@@ -67,10 +67,10 @@ def header(navigation: Navigation, here: str) -> Markup:
         for text, path in navigation.links
     )
     return Markup(
-        '<a class="skip" href="#content">Skip to the content</a><header class="top">'
+        '<a class="skip" href="#{}">Skip to the content</a><header class="top">'
         '<a class="brand" href="/">Ward Round<small>{}</small></a><nav aria-label="Pages"><ul>{}</ul></nav>'
         '<span class="spring"></span>{}<button type="button" class="link" data-theme-switch>Theme</button></header>'
-    ).format(navigation.place, items, navigation.person)
+    ).format(main, navigation.place, items, navigation.person)
 
 
 @contextmanager

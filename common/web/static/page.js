@@ -12,6 +12,7 @@
     });
     document.querySelectorAll("[_echarts_instance_]").forEach((box) => box.dispatchEvent(new Event("theme")));
   };
+  root.lang = "en";
   apply();
   system.addEventListener("change", apply);
   const day = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
@@ -35,7 +36,16 @@
       if (change.type === "attributes") tell(change.target);
     }
   }).observe(root, { childList: true, subtree: true, attributes: true, attributeFilter: ["datetime"] });
-  document.addEventListener("DOMContentLoaded", () => { look(document.body); apply(); });
+  document.addEventListener("DOMContentLoaded", () => {
+    look(document.body);
+    apply();
+    const popup = document.getElementById("popup"); // NiceGUI's, for when the line is down
+    if (!popup) return;
+    popup.setAttribute("role", "status");
+    const more = document.createElement("span");
+    more.textContent = " What you see may be out of date. If this stays, see whether the dashboard is running.";
+    popup.append(more);
+  });
   window.addEventListener("load", apply);
   document.addEventListener("click", (event) => {
     const target = event.target.closest("[data-theme-switch], [data-copy], [data-close]");

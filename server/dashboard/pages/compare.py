@@ -63,7 +63,7 @@ def _table(views: Sequence[RunView]) -> Markup:
             for name in metrics
         ),
     ]
-    heads: list[Heading] = ["", *(view.line.name for view in views)]
+    heads: list[Heading] = ["What", *(view.line.name for view in views)]
     return tables.table("The runs side by side", heads, rows)
 
 

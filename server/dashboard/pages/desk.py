@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from fastapi import Request
@@ -13,9 +13,10 @@ from markupsafe import Markup
 from nicegui import ui
 
 from common.errors import SignInError, WardroundError
+from common.once import Once
 from common.web import tables
 from common.web.forms import tell
-from common.web.frame import Navigation, frame
+from common.web.frame import Navigation, Piece, Pieces, frame
 from common.web.live import Feed
 from server.actions import Actions
 from server.dashboard.security import SIGN_IN, again, csrf_of, signed_in
@@ -24,6 +25,7 @@ from server.readmodel import ReadModel
 from server.roles import Person
 
 T = TypeVar("T")
+PAGES_KEPT = 24
 LINKS = (("Federation", "/"), ("Runs", "/runs"), ("New job", "/new"), ("Models", "/models"), ("People", "/people"))
 
 
@@ -36,6 +38,11 @@ class Desk:
     people: People
     feed: Feed
     federation: str
+    made: Once = field(default_factory=lambda: Once(PAGES_KEPT))
+
+    def pieces(self, key: Hashable, make: Callable[[], Mapping[str, Piece]]) -> Pieces:
+        """Return the pieces of a page that is the same for everybody: all who look at it share one making a change."""
+        return Pieces(lambda: self.made.get(key, self.read.version(), make))
 
     @contextmanager
     def page(self, request: Request, title: str, here: str) -> Iterator[Person]:
