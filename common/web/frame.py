@@ -44,7 +44,7 @@ def frame(title: str, navigation: Navigation, *, here: str) -> Iterator[None]:
     """Build the page's frame; what is made in the block stands in its <main>. `here`: the current link's path."""
     ui.page_title(f"{title} · Ward Round")
     ui.add_head_html(HEAD)
-    ui.add_body_html(header(navigation, here, _main()))  # there at once, before any script has run
+    ui.add_body_html(str(header(navigation, here, _main())))  # there at once, before any script has run
     ui.html(Markup("<h1>{}</h1>").format(title), sanitize=False)
     yield
 
