@@ -14,7 +14,7 @@ from common.errors import ForbiddenError, RunError, UsageError
 from common.job import Job, parse_job
 from common.kit import Kit
 from common.plan import PrivacyPlan
-from server.people import People, checked_name
+from server.people import People, check_role, checked_name
 from server.record import coordinator_log
 from server.records import RESUMABLE, ModelFile, Stage
 from server.registry import Registry
@@ -164,6 +164,7 @@ class Actions:
     def set_role(self, person: Person, name: str, role: Role) -> None:
         """Give a person another role, at once. Raises NotFoundError, or UsageError for the last admin."""
         person.require("people")
+        check_role(role)
         self._record("person", person, who=self._people.get(name).name, role=role)
         self._people.set_role(name, role)
 

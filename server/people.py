@@ -82,7 +82,7 @@ class People(Tokens):
     def check_new(self, name: str, role: Role, password: str | None) -> None:
         """Raise UsageError unless `add` could add such a person."""
         kept = checked_name(name)
-        _check_role(role)
+        check_role(role)
         if password is not None:
             self._passwords.check(password)
         with self._database.read() as connection:
@@ -107,7 +107,7 @@ class People(Tokens):
 
     def set_role(self, name: str, role: Role) -> None:
         """Give a person another role, at once. Raises NotFoundError, or UsageError for the last admin."""
-        _check_role(role)
+        check_role(role)
         self._change(name, keeps_admin=role == "admin", role=role)
 
     def set_disabled(self, name: str, disabled: bool) -> None:
@@ -217,7 +217,8 @@ def checked_name(name: str) -> str:
     return lower
 
 
-def _check_role(role: str) -> None:
+def check_role(role: str) -> None:
+    """Raise UsageError unless there is such a role."""
     if role not in ROLES:
         raise UsageError(f'there is no role "{role}": it is one of {", ".join(ROLES)}')
 

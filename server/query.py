@@ -184,6 +184,8 @@ def _line(row: Row[Any]) -> RunLine:
         job["aggregation"]["strategy"],
         job["privacy"]["mechanism"],
         row.progress,
+        row.digest,
+        row.code_version,
     )
 
 

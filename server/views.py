@@ -76,6 +76,8 @@ class RunLine:
     strategy: str
     mechanism: str
     progress: Mapping[str, Any] | None
+    digest: str
+    code_version: str
 
 
 @dataclass(frozen=True)

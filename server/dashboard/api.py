@@ -26,11 +26,13 @@ from server.views import Federation
 
 PREFIX = "/api/v1"
 ERRORS = {
+    400: "the request is malformed",
     401: "nobody is signed in, or the token has ended",
     403: "the role or the token's scope does not allow it",
     404: "there is nothing of this name",
     409: "it can't be done as things are",
     413: "the request is too large",
+    414: "the address is too long",
     422: "an argument is wrong",
     429: "too many failed attempts: `Retry-After` tells how long to wait",
     503: "the registry can't be used",
@@ -51,7 +53,7 @@ def add_api(app: FastAPI, read: ReadModel, actions: Actions, people: People, fee
     router.include_router(people_router(read, actions, people))
     router.include_router(events_router(read, people, feed))
     app.include_router(router)
-    app.include_router(metrics_router(read))
+    app.include_router(metrics_router(read), responses=errors)
 
     @app.get("/health", include_in_schema=False)
     def health() -> Health:

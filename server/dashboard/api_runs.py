@@ -104,7 +104,9 @@ def _add_run_views(router: APIRouter, read: ReadModel) -> None:
     def detail(run: RunName, _: Reader, offset: Offset = 0, limit: Limit = 500) -> RunDetail:
         """Return a run as the registry keeps it, as `wardround runs show --json` has it, and some of its rounds."""
         found = read.detail(run)
-        addressed = tuple(replace(model, path=f"round {model.round} of {run}") for model in found.models)
+        numbers = {line.kind: line.id for line in read.run(run).models}
+        addresses = {kind: f"/api/v1/models/{number}/file" for kind, number in numbers.items()}
+        addressed = tuple(replace(model, path=addresses.get(model.kind, "")) for model in found.models)
         return replace(found, rounds=found.rounds[offset : offset + limit], models=addressed)
 
     @router.get("/runs/{run}/log")
