@@ -64,7 +64,7 @@ def badge(word: str, kind: Kind | None = None) -> Markup:
     return Markup('<span class="badge {}">{}</span>').format(KINDS.get(word, "") if kind is None else kind, word)
 
 
-def link(text: object, *parts: object, **query: object) -> Markup:
+def link(text: object, /, *parts: object, **query: object) -> Markup:
     """Return a link to the path of `parts` (each percent-encoded) with `query`."""
     return Markup('<a href="{}">{}</a>').format(path(*parts, **query), text)
 
