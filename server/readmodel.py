@@ -7,22 +7,25 @@ several threads.
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from common.audit import AuditLog, Entry
 from common.chain import Head
+from common.job_file import differences, job_toml
 from common.kit import Kit
+from common.once import Once
 from server.coordinator import known_sites
 from server.model_card import model_card
 from server.query import Query
 from server.record import coordinator_log
-from server.records import LogLine, RoundRecord, RunDetail, SiteSeen
+from server.records import CoordinatorSeen, LogLine, RoundRecord, RunDetail, SiteSeen
 from server.registry import Registry
 from server.report import is_alive
-from common.job_file import differences, job_toml
 from server.views import (
     Federation,
     Listing,
@@ -38,6 +41,7 @@ from server.views import (
 )
 
 TURNS_KEPT = 150_000
+VIEWS_KEPT = 50
 NEWEST_RUNS = 50
 """In how many of the newest runs the sites' counts and states are looked for."""
 T = TypeVar("T")
@@ -50,21 +54,23 @@ class ReadModel:
         self._registry, self._kit = registry, kit
         self._query = Query(registry.database)
         self._log = coordinator_log(kit)
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         self._seen: tuple[object, ...] = ()
         self._version = 0
-        self._cache: dict[object, tuple[int, Any]] = {}
+        self._once = Once(VIEWS_KEPT)
+        self._coordinator: CoordinatorSeen | None = registry.coordinator()
         self._rounds: OrderedDict[str, tuple[int, tuple[RoundLine, ...]]] = OrderedDict()
         self._entries: tuple[int, tuple[Entry, ...]] = (-1, ())
 
     def version(self) -> int:
         """Return a number that grows whenever anything that is read has changed. Costs microseconds with SQLite."""
         with self._lock:
-            seen = (self._query.change(), _size(self._log), *_roster(self._kit))
+            alive = is_alive(self._coordinator)  # one that was killed changes nothing: it only falls silent
+            seen = (self._query.change(), _size(self._log), alive, *_roster(self._kit))
             if seen != self._seen:
                 self._seen = seen
                 self._version += 1
-                self._cache.clear()
+                self._once.clear()
             return self._version
 
     def federation(self) -> Federation:
@@ -133,18 +139,12 @@ class ReadModel:
             entries = self._entries[1]
         return Listing(entries[offset : offset + limit], len(entries), offset, limit)
 
-    def _kept(self, key: object, read: Callable[[], T]) -> T:
-        with self._lock:
-            version = self.version()
-            if key not in self._cache:
-                if len(self._cache) > NEWEST_RUNS:
-                    self._cache.clear()  # whoever types into a search field fills it
-                self._cache[key] = (version, read())
-            kept: T = self._cache[key][1]
-            return kept
+    def _kept(self, key: Hashable, read: Callable[[], T]) -> T:
+        return self._once.get(key, self.version(), read)
 
     def _federation(self) -> Federation:
         registry, coordinator = self._registry, self._registry.coordinator()
+        self._coordinator = coordinator
         alive = is_alive(coordinator)
         latest, machines = self._query.latest_turns(NEWEST_RUNS), registry.machines()
         counts, progress = self._query.counts(NEWEST_RUNS), self._query.progress()
@@ -192,15 +192,21 @@ class ReadModel:
 
     def _rounds_of(self, name: str) -> tuple[RoundLine, ...]:
         """All rounds of a run: those read before, and what has come since. A committed round hardly ever changes."""
-        newest, known = self._rounds.pop(name, (0, ()))
-        known = known[:-1]  # the newest is read again: an evaluation that is made again takes its place, and its id
-        fresh, total = self._query.rounds(name, after=newest - 1)
-        if total != len(known) + len(fresh):
-            known, (fresh, _) = (), self._query.rounds(name)
-        lines = (*known, *(round_line(name, record) for _, record in fresh))
-        self._rounds[name] = (fresh[-1][0] if fresh else newest, lines)
-        while len(self._rounds) > 1 and _turns(self._rounds) > TURNS_KEPT:
-            self._rounds.popitem(last=False)
+        with self._lock:
+            newest, before = self._rounds.get(name, (0, ()))
+        known = before[:-1]  # the newest is read again: an evaluation that is made again takes its place, and its id
+        with no_collection():
+            fresh, total = self._query.rounds(name, after=newest - 1)
+            if total != len(known) + len(fresh):
+                known, (fresh, _) = (), self._query.rounds(name)
+            lines = (*known, *(round_line(name, record) for _, record in fresh))
+        if lines == before:
+            return before
+        with self._lock:
+            self._rounds[name] = (fresh[-1][0] if fresh else newest, lines)
+            self._rounds.move_to_end(name)
+            while len(self._rounds) > 1 and _turns(self._rounds) > TURNS_KEPT:
+                self._rounds.popitem(last=False)
         return lines
 
     def _model(self, number: int) -> ModelView:
@@ -216,6 +222,18 @@ class ReadModel:
                 }
                 break
         return ModelView(line, run, str(self._registry.folder / path), judged_on, metrics)
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Let the garbage collector rest: among many thousands of new values that all stay, it only costs time."""
+    resting = not gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if not resting:
+            gc.enable()
 
 
 def site_state(

@@ -14,6 +14,8 @@ from fastapi.staticfiles import StaticFiles
 from markupsafe import Markup
 from nicegui import ui
 
+from common.errors import WardroundError
+from common.web import tables
 from common.web.charts import Chart
 from common.web.live import Feed
 
@@ -82,6 +84,7 @@ def sheet(title: str = "") -> Iterator[ui.element]:
         yield box
 
 
+READING = Markup('<p class="soft" aria-busy="true">This is being read …</p>')
 Piece = Markup | Chart
 
 
@@ -96,9 +99,18 @@ class Pieces:
         self._now: Mapping[str, Piece] = {}
         self._placed: dict[str, _Place] = {}
 
-    async def load(self) -> Pieces:
-        """Make the pieces; then they can be put into place. Raises what `make` raises."""
-        self._now = await asyncio.to_thread(self._make)
+    async def load(self, patience: float | None = None) -> Pieces:
+        """Make the pieces; then they can be put into place. Raises what `make` raises.
+
+        What takes longer than `patience` seconds is shown as soon as it is there: until then its place says so. The
+        page must be followed (`follow`) then.
+        """
+        making = asyncio.create_task(asyncio.to_thread(self._make))
+        done, _ = await asyncio.wait({making}, timeout=patience)
+        if done:
+            self._now = making.result()
+        else:
+            making.add_done_callback(lambda late: late.cancelled() or late.exception())  # it is asked for again
         return self
 
     @property
@@ -108,14 +120,25 @@ class Pieces:
 
     def put(self, name: str) -> None:
         """Put a piece here."""
-        self._placed[name] = _Place(self._now[name])
+        self._placed[name] = _Place(self._now[name] if self._now else READING)
 
     async def refresh(self) -> None:
         """Make the pieces again and show what has changed."""
-        before, self._now = self._now, await asyncio.to_thread(self._make)
+        try:
+            before, self._now = self._now, await asyncio.to_thread(self._make)
+        except WardroundError as error:
+            if self._now:
+                raise
+            self._say(str(error))
+            return
         for name, place in self._placed.items():
             if name in self._now and self._now[name] != before.get(name):
                 place.show(self._now[name])
+
+    def _say(self, problem: str) -> None:
+        """Nothing could be made: say why, once."""
+        for number, place in enumerate(self._placed.values()):
+            place.show(tables.note(problem, "bad") if number == 0 else NOBODY)
 
 
 class _Place:

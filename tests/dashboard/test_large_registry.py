@@ -6,6 +6,7 @@ import pytest
 from large_registry import Large, make_large, more_rounds
 from sqlalchemy import event
 
+from common.once import Once
 from server.dashboard.pages import run as run_page
 from server.readmodel import ReadModel
 
@@ -67,5 +68,5 @@ def test_a_long_run_that_goes_on_is_read_on_from_where_it_was(read, large):
 
 
 def test_a_chart_of_many_rounds_and_sites_has_a_band_and_not_a_line_a_site(read, large):
-    pieces = run_page.pieces_of(read, large.longest, whole=False, offset=0, diff="")
+    pieces = run_page.pieces_of(read, large.longest, Once(4), whole=False, offset=0, diff="")
     assert pieces["norms"].options["legend"]["data"] == [f"{SITES} sites: median, lowest to highest"]

@@ -13,9 +13,9 @@ from common.errors import UsageError
 from common.web import charts, tables, words
 from common.web.charts import Line
 from common.web.forms import html
-from common.web.frame import Piece, Pieces, follow, sheet
+from common.web.frame import Piece, follow, sheet
 from common.web.tables import Column, Heading, badge
-from server.dashboard.pages.desk import Desk
+from server.dashboard.pages.desk import PATIENCE, Desk
 from server.readmodel import ReadModel
 from server.views import RunView
 
@@ -34,7 +34,7 @@ def add(desk: Desk) -> None:
                 raise UsageError(f"at most {MOST} runs are shown side by side: {len(names)} were named")
             if not names:
                 return
-            pieces = await Pieces(lambda: pieces_of(desk.read, names)).load()
+            pieces = await desk.pieces(("compare", *names), lambda: pieces_of(desk.read, names)).load(PATIENCE)
             for title, part in (("Results", "table"), ("Over the rounds", "chart"), ("Jobs", "jobs")):
                 with sheet(title):
                     pieces.put(part)

@@ -26,6 +26,8 @@ from server.roles import Person
 
 T = TypeVar("T")
 PAGES_KEPT = 24
+PATIENCE = 0.3
+"""Seconds that a page waits for what it shows, before it says that this is being read."""
 LINKS = (("Federation", "/"), ("Runs", "/runs"), ("New job", "/new"), ("Models", "/models"), ("People", "/people"))
 
 

@@ -10,9 +10,9 @@ from markupsafe import Markup
 from nicegui import ui
 
 from common.web import charts, tables, words
-from common.web.frame import Piece, Pieces, follow, sheet
+from common.web.frame import Piece, follow, sheet
 from common.web.tables import Column, badge
-from server.dashboard.pages.desk import Desk
+from server.dashboard.pages.desk import PATIENCE, Desk
 from server.views import Federation, RoundLine, SiteLine
 
 MONTH = 31 * 86400.0
@@ -25,7 +25,9 @@ def add(desk: Desk) -> None:
     @ui.page("/")
     async def federation(request: Request) -> None:
         with desk.page(request, "Federation", "/"):
-            pieces = await Pieces(lambda: pieces_of(desk.read.federation(), desk.read.participation(ROUNDS))).load()
+            pieces = await desk.pieces(
+                "federation", lambda: pieces_of(desk.read.federation(), desk.read.participation(ROUNDS))
+            ).load(PATIENCE)
             pieces.put("coordinator")
             with sheet("Sites"):
                 pieces.put("sites")

@@ -13,9 +13,9 @@ from nicegui import ui
 from common.errors import NotFoundError
 from common.web import tables, words
 from common.web.forms import Field, button, confirmed, html
-from common.web.frame import Piece, Pieces, follow, sheet
+from common.web.frame import Piece, follow, sheet
 from common.web.tables import Column, Heading, badge
-from server.dashboard.pages.desk import Desk
+from server.dashboard.pages.desk import PATIENCE, Desk
 from server.readmodel import ReadModel
 from server.records import Stage
 from server.roles import Person
@@ -35,7 +35,9 @@ def add(desk: Desk) -> None:
     @ui.page("/models/{number}")
     async def model(request: Request, number: int, other: int = 0) -> None:
         with desk.page(request, f"Model {number}", "/models") as person:
-            pieces = await Pieces(lambda: pieces_of(desk.read, number, other)).load()
+            pieces = await desk.pieces(("model", number, other), lambda: pieces_of(desk.read, number, other)).load(
+                PATIENCE
+            )
             _decide(desk, person, number)
             for title, part in (
                 ("Provenance", "provenance"), ("Results", "results"), ("Stages", "stages"),

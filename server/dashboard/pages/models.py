@@ -11,7 +11,7 @@ from nicegui import ui
 
 from common.web import tables, words
 from common.web.forms import html
-from common.web.frame import Pieces, follow, sheet
+from common.web.frame import follow, sheet
 from common.web.tables import Column, Heading, badge
 from server.dashboard.pages.desk import Desk
 from server.records import Stage
@@ -37,7 +37,7 @@ def add(desk: Desk) -> None:
                 more = tables.pages("/models", first, LIMIT, found.total, text=text, stage=stage)
                 return model_rows(found.items, empty) + more
 
-            pieces = await Pieces(lambda: {"models": listed()}).load()
+            pieces = await desk.pieces(("models", text, stage, first), lambda: {"models": listed()}).load()
             with sheet():
                 pieces.put("models")
             follow(desk.feed, pieces.refresh)

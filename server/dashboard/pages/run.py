@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 
 from fastapi import Request
@@ -9,12 +10,13 @@ from markupsafe import Markup
 from nicegui import ui
 
 from common.errors import NotFoundError
+from common.once import Once
 from common.web import charts, tables, words
 from common.web.charts import Chart, Line
 from common.web.forms import button, confirmed
-from common.web.frame import Piece, Pieces, follow, sheet
+from common.web.frame import Piece, follow, sheet
 from common.web.tables import Column, Heading, badge
-from server.dashboard.pages.desk import Desk
+from server.dashboard.pages.desk import PATIENCE, Desk
 from server.dashboard.pages.federation import participation
 from server.dashboard.pages.models import model_rows
 from server.readmodel import ReadModel
@@ -36,9 +38,13 @@ def add(desk: Desk) -> None:
     @ui.page("/runs/{name}")
     async def run(request: Request, name: str, rounds: str = "", offset: int = 0, diff: str = "") -> None:
         with desk.page(request, f"Run {name[:120]}", "/runs") as person:
-            whole, first = rounds == "all", max(0, min(offset, 10**9))
-            pieces = await Pieces(lambda: pieces_of(desk.read, name, whole=whole, offset=first, diff=diff)).load()
-            _buttons(desk, person, name)
+            whole, first, other = rounds == "all", max(0, min(offset, 10**9)), diff[:120]
+            status = (await asyncio.to_thread(desk.read.line, name)).status
+            pieces = await desk.pieces(
+                ("run", name, whole, first, other),
+                lambda: pieces_of(desk.read, name, desk.made, whole=whole, offset=first, diff=other),
+            ).load(PATIENCE)
+            _buttons(desk, person, name, status)
             for part in ("state", "going"):
                 pieces.put(part)
             with ui.element("div").classes("two"):
@@ -57,13 +63,24 @@ def add(desk: Desk) -> None:
             follow(desk.feed, pieces.refresh)
 
 
-def pieces_of(read: ReadModel, name: str, *, whole: bool, offset: int, diff: str) -> Mapping[str, Piece]:
-    """Return the page's pieces."""
+def pieces_of(read: ReadModel, name: str, made: Once, *, whole: bool, offset: int, diff: str) -> Mapping[str, Piece]:
+    """Return the page's pieces; those that show all rounds are made anew only when there is another round."""
     view = read.run(name)
-    trained = [one for one in view.rounds if one.kind == "train"]
+    drawn = made.get(("drawn", name, whole), view.rounds, lambda: _drawn(view, whole))
     return {
         "state": _state(view),
         "going": _going(view),
+        **drawn,
+        "rounds": _rounds(view, offset),
+        "models": model_rows(view.models, "A run has models once it has ended."),
+        "log": _log(read.log(name, limit=LOG_LINES)),
+        "job": _job(read, view, diff),
+    }
+
+
+def _drawn(view: RunView, whole: bool) -> Mapping[str, Piece]:
+    trained = [one for one in view.rounds if one.kind == "train"]
+    return {
         "metric": _metric(view),
         "loss": _loss(trained),
         "phases": _phases(trained),
@@ -71,18 +88,13 @@ def pieces_of(read: ReadModel, name: str, *, whole: bool, offset: int, diff: str
         "epsilon": _epsilon(view, trained),
         "norms": _norms(trained),
         "map": _map(view, trained, whole),
-        "rounds": _rounds(view, offset),
         "sites": _sites(view),
-        "models": model_rows(view.models, "A run has models once it has ended."),
-        "log": _log(read.log(name, limit=LOG_LINES)),
-        "job": _job(read, view, diff),
     }
 
 
-def _buttons(desk: Desk, person: Person, name: str) -> None:
+def _buttons(desk: Desk, person: Person, name: str, status: str) -> None:
     if not person.may("run"):
         return
-    status = desk.read.run(name).line.status
 
     async def stop() -> None:
         text = "What it has committed stays, and it can be resumed. The round under way is lost."
@@ -104,7 +116,7 @@ def _buttons(desk: Desk, person: Person, name: str) -> None:
         ui.html(tables.link("Compare with another run", "compare", runs=name), sanitize=False)
 
     async def fit() -> None:
-        now = desk.read.run(name).line.status
+        now = (await asyncio.to_thread(desk.read.line, name)).status
         stopper.set_visibility(now in ("queued", "running"))
         resumer.set_visibility(now in RESUMABLE)
 

@@ -11,7 +11,7 @@ from nicegui import ui
 
 from common.web import tables, words
 from common.web.forms import html
-from common.web.frame import Piece, Pieces, follow, sheet
+from common.web.frame import Piece, follow, sheet
 from common.web.tables import Column, badge
 from server.dashboard.pages.desk import Desk
 from server.records import RunStatus
@@ -28,10 +28,11 @@ def add(desk: Desk) -> None:
         first = max(0, min(offset, 10**9))
         with desk.page(request, "Runs", "/runs"):
             html(_filter(text, status))
-            pieces = await Pieces(
+            pieces = await desk.pieces(
+                ("runs", text, status, first),
                 lambda: pieces_of(
                     desk.read.runs(text=text[:200], status=status[:20], offset=first, limit=LIMIT), text, status
-                )
+                ),
             ).load()
             with sheet():
                 pieces.put("runs")
