@@ -13,15 +13,17 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
+from client.intake.image import Acquired, Seen
 from common.errors import DataError
 
 CATALOG_FILE = "catalog.sqlite"
 """The catalog's name in a site's kit."""
 SPLITS = ("train", "validation", "test")
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = """
 CREATE TABLE collections (
     name TEXT PRIMARY KEY, seed INTEGER NOT NULL, train REAL NOT NULL, validation REAL NOT NULL, test REAL NOT NULL,
@@ -38,11 +40,21 @@ CREATE TABLE files (
     rows INTEGER NOT NULL, columns INTEGER NOT NULL, channels INTEGER NOT NULL,
     own_patient TEXT NOT NULL, study TEXT NOT NULL, series TEXT NOT NULL, instance TEXT NOT NULL,
     identifiers TEXT NOT NULL, burned_in INTEGER, unreadable TEXT NOT NULL,
-    reason TEXT NOT NULL, patient TEXT NOT NULL, label TEXT,
+    reason TEXT NOT NULL, patient TEXT NOT NULL, label TEXT, annotation TEXT NOT NULL,
+    acquired TEXT NOT NULL, seen TEXT NOT NULL,
     PRIMARY KEY (collection, root, path)
 ) STRICT;
-PRAGMA user_version = 1;
+PRAGMA user_version = 2;
 """
+_MIGRATIONS = {
+    1: """
+ALTER TABLE files ADD COLUMN annotation TEXT NOT NULL DEFAULT '';
+ALTER TABLE files ADD COLUMN acquired TEXT NOT NULL DEFAULT '{}';
+ALTER TABLE files ADD COLUMN seen TEXT NOT NULL DEFAULT '{}';
+PRAGMA user_version = 2;
+"""
+}
+"""From each earlier version to the next. What a file's reading adds is there after the folder's next import."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,7 @@ class FileRecord:
 
     `probe` is the version of the code that read it. `own_patient` is the pseudonym that the file itself gives, or "";
     `patient` the one it counts under. `unreadable` is a reason that holds whatever labels and options are.
+    `annotation` names what was drawn on the image, or is "".
     """
 
     root: str
@@ -75,6 +88,9 @@ class FileRecord:
     reason: str = ""
     patient: str = ""
     label: str | None = None
+    annotation: str = ""
+    acquired: Acquired = field(default_factory=Acquired)
+    seen: Seen = field(default_factory=Seen)
 
 
 @dataclass(frozen=True)
@@ -102,6 +118,7 @@ class Case:
     format: str
     size: int
     mtime_ns: int
+    annotation: str = ""
 
 
 @dataclass(frozen=True)
@@ -179,7 +196,8 @@ class Catalog:
         A patient's cases are all in one split. An unknown collection raises DataError.
         """
         query = (
-            "SELECT root, path, frames, patient, study, series, label, split, sha256, modality, format, size, mtime_ns"
+            "SELECT root, path, frames, patient, study, series, label, split, sha256, modality, format, size, mtime_ns,"
+            " annotation"
             " FROM files JOIN patients USING (collection, patient)"
             " WHERE collection = ? AND reason = '' AND split = ? ORDER BY sha256"
         )
@@ -193,9 +211,9 @@ class Catalog:
         ]
 
     def digest(self, collection: str) -> str:
-        """Return the SHA-256 over the indexed contents, labels, patients and splits: the same while they are."""
+        """Return the SHA-256 over what is indexed, its labels, annotations and splits: the same while they are."""
         query = (
-            "SELECT sha256, probe, frames, patient, series, label, split FROM files"
+            "SELECT sha256, probe, frames, patient, series, label, split, annotation FROM files"
             " JOIN patients USING (collection, patient) WHERE collection = ? AND reason = '' ORDER BY sha256"
         )
         self._require(collection)
@@ -305,7 +323,9 @@ class Catalog:
         try:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             (tables,) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
-            if version != _VERSION and tables:
+            if tables and version in _MIGRATIONS:
+                _migrate(connection)
+            elif version != _VERSION and tables:
                 raise DataError(f"{self.path}: no catalog of this version of wardround (its version is {version})")
             if not tables and not create:
                 connection.close()
@@ -326,7 +346,16 @@ def _empty() -> sqlite3.Connection:
     return connection
 
 
-_COLUMNS = ", ".join(field.name for field in fields(FileRecord))
+def _migrate(connection: sqlite3.Connection) -> None:
+    """Bring an earlier version's catalog to this one, in one transaction; another process may be first."""
+    connection.execute("BEGIN IMMEDIATE")
+    while (version := connection.execute("PRAGMA user_version").fetchone()[0]) in _MIGRATIONS:
+        for statement in _MIGRATIONS[version].split(";"):
+            connection.execute(statement)  # one by one: a script would commit
+    connection.execute("COMMIT")
+
+
+_COLUMNS = ", ".join(item.name for item in fields(FileRecord))
 
 
 def _summary(connection: sqlite3.Connection, collection: str) -> Summary:
@@ -356,17 +385,30 @@ def _summary(connection: sqlite3.Connection, collection: str) -> Summary:
 
 
 def _row(record: FileRecord) -> tuple[object, ...]:
-    root, path, *rest = astuple(record)
-    values = [json.dumps(value) if isinstance(value, tuple) else value for value in rest]
-    return (os.fsencode(root), os.fsencode(path), *values)
+    values = {item.name: getattr(record, item.name) for item in fields(FileRecord)}
+    values["root"], values["path"] = os.fsencode(record.root), os.fsencode(record.path)
+    values["identifiers"] = json.dumps(record.identifiers)
+    values["acquired"], values["seen"] = _said(record.acquired), _said(record.seen)
+    return tuple(values.values())
 
 
 def _record(row: tuple[bytes | str | int | None, ...]) -> FileRecord:
-    values = dict(zip((field.name for field in fields(FileRecord)), row, strict=True))
-    values["root"], values["path"] = os.fsdecode(row[0]), os.fsdecode(row[1])  # type: ignore[arg-type]
-    values["identifiers"] = tuple(json.loads(str(values["identifiers"])))  # type: ignore[assignment]
+    values: dict[str, Any] = dict(zip((item.name for item in fields(FileRecord)), row, strict=True))
+    values["root"], values["path"] = os.fsdecode(values["root"]), os.fsdecode(values["path"])
+    values["identifiers"] = tuple(json.loads(values["identifiers"]))
     values["burned_in"] = None if values["burned_in"] is None else bool(values["burned_in"])
-    return FileRecord(**values)  # type: ignore[arg-type]
+    values["acquired"], values["seen"] = Acquired(**_plain(values["acquired"])), Seen(**_plain(values["seen"]))
+    return FileRecord(**values)
+
+
+def _said(part: Acquired | Seen) -> str:
+    """What is known, as JSON."""
+    unknown = asdict(type(part)())
+    return json.dumps({name: value for name, value in asdict(part).items() if value != unknown[name]})
+
+
+def _plain(text: str) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(text).items()}
 
 
 def _explained(path: Path, error: sqlite3.Error) -> DataError:

@@ -16,9 +16,11 @@ from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply
 from pydicom.pixels.utils import get_nr_frames, iter_pixels, pixel_array
 from pydicom.uid import UID
 
+from client.intake.acquisition import acquired
 from client.intake.confidentiality import burned_in_annotation, identifying_keywords
 from client.intake.image import Facts, FileRefusedError, Pixels, one_line
 from client.intake.intensity import Window, full_range, stretched, windowed
+from client.intake.sight import Sight
 
 DICOMDIR = "1.2.840.10008.1.3.10"
 NOT_IMAGES = {
@@ -28,6 +30,7 @@ NOT_IMAGES = {
 """Modalities whose pixels are no picture of a patient."""
 _FRAME_MACROS = (
     "PixelValueTransformationSequence", "FrameVOILUTSequence", "PlanePositionSequence", "PlaneOrientationSequence",
+    "PixelMeasuresSequence",
 )  # fmt: skip
 
 
@@ -56,11 +59,14 @@ def inspect(path: Path) -> Facts:
     """
     header = read_header(path)
     shape: tuple[int, ...] = ()
-    frames = 0
+    frames, sight = 0, Sight()
     for image in _frames_of(path, header):
         shape, frames = image.shape, frames + 1
+        sight.add(image)
     if frames == 0:
         raise FileRefusedError("no frame in the pixel data")
+    with _quiet("not a readable DICOM file"):
+        how = acquired([frame_header(header, index) for index in range(frames)])
     return Facts(
         modality=_text(header, "Modality") or "OT",
         frames=frames, rows=shape[0], columns=shape[1], channels=shape[2],
@@ -70,6 +76,8 @@ def inspect(path: Path) -> Facts:
         instance=_text(header, "SOPInstanceUID"),
         identifiers=identifying_keywords(header),
         burned_in=burned_in_annotation(header),
+        acquired=how,
+        seen=sight.seen(),
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,43 @@ Pixels = npt.NDArray[np.float32]
 
 class FileRefusedError(DataError):
     """One file that can't be used. The message is the reason, without the file's name and without any patient's."""
+
+
+@dataclass(frozen=True)
+class Acquired:
+    """How an image was made, of whom in general, and where its slices lie. "", None or () is what nobody says.
+
+    Units: field T; age the decade's first year; spacing (between rows, between columns), thickness and between (the
+    declared distance of slices) mm. `orientation` are the six direction cosines where all slices share them; `places`
+    the distance of each slice along their normal, in mm. `protocol` are known words of the series' description.
+    """
+
+    manufacturer: str = ""
+    model: str = ""
+    field: float | None = None
+    protocol: str = ""
+    sex: str = ""
+    age: int | None = None
+    spacing: tuple[float, ...] = ()
+    thickness: float | None = None
+    between: float | None = None
+    orientation: tuple[float, ...] = ()
+    places: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is kept of a file's pixels, as the network sees them (see sight.py); nothing for what has none.
+
+    `pixels` is a digest of all of them; `mean`, `deviation` and `histogram` (in 10,000ths) are of the intensities in
+    [0, 1]; `copy` is one image in 16 x 17 grey squares, in base64.
+    """
+
+    pixels: str = ""
+    mean: float = 0.0
+    deviation: float = 0.0
+    histogram: tuple[int, ...] = ()
+    copy: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,6 +75,8 @@ class Facts:
     instance: str = ""
     identifiers: tuple[str, ...] = ()
     burned_in: bool | None = None
+    acquired: Acquired = field(default_factory=Acquired)
+    seen: Seen = field(default_factory=Seen)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ import numpy.typing as npt
 from nibabel import orientations
 from nibabel.imageglobals import LoggingOutputSuppressor
 
-from client.intake.image import Facts, FileRefusedError, Pixels, one_line
+from client.intake.image import Acquired, Facts, FileRefusedError, Pixels, one_line
 from client.intake.intensity import stretched
+from client.intake.sight import Sight
 
 _GZIP = b"\x1f\x8b"
 _DICOM_EXTENSION = 2
@@ -40,9 +41,15 @@ def _unpacked(head: bytes) -> bytes:
 
 def inspect(path: Path) -> Facts:
     """Read the volume and return what it says of itself. Raises FileRefusedError when it can't be used."""
-    pixels, identifiers = _read(path)
+    pixels, identifiers, how = _read(path)
     slices, rows, columns, _ = pixels.shape
-    return Facts(modality="OT", frames=slices, rows=rows, columns=columns, channels=1, identifiers=identifiers)
+    sight = Sight()
+    for image in pixels:
+        sight.add(image)
+    return Facts(
+        modality="OT", frames=slices, rows=rows, columns=columns, channels=1, identifiers=identifiers,
+        acquired=how, seen=sight.seen(),
+    )  # fmt: skip
 
 
 def frames(path: Path) -> Iterator[Pixels]:
@@ -58,10 +65,10 @@ def volume(paths: Sequence[Path]) -> Pixels:
     return pixels
 
 
-def _read(path: Path) -> tuple[Pixels, tuple[str, ...]]:
+def _read(path: Path) -> tuple[Pixels, tuple[str, ...], Acquired]:
     try:
         with LoggingOutputSuppressor():  # what nibabel makes of a broken header is in the reason
-            values, identifiers = _values(path)
+            values, identifiers, how = _values(path)
     except FileRefusedError:
         raise
     except EOFError as error:
@@ -71,11 +78,11 @@ def _read(path: Path) -> tuple[Pixels, tuple[str, ...]]:
         raise FileRefusedError(f"the volume can't be decoded: {reason}") from error
     if not np.isfinite(values).any():
         raise FileRefusedError("the volume holds no finite value")
-    return stretched(values)[..., np.newaxis], identifiers
+    return stretched(values)[..., np.newaxis], identifiers, how
 
 
-def _values(path: Path) -> tuple[npt.NDArray[np.float32], tuple[str, ...]]:
-    """The values, scaled as the header says, as (slices, rows, columns) in LPS order."""
+def _values(path: Path) -> tuple[npt.NDArray[np.float32], tuple[str, ...], Acquired]:
+    """The values, scaled as the header says, as (slices, rows, columns) in LPS order; and how far apart they are."""
     with path.open("rb") as plain:
         packed = plain.read(2) == _GZIP
         plain.seek(0)
@@ -88,7 +95,19 @@ def _values(path: Path) -> tuple[npt.NDArray[np.float32], tuple[str, ...]]:
         values = np.asarray(image.dataobj, dtype=np.float32)
     identifiers = [e for e in image.header.extensions if e.get_code() == _DICOM_EXTENSION]
     values = values.reshape((*values.shape[:3], 1, 1, 1)[:3])
-    return _in_lps(values, image.affine).transpose(2, 1, 0), ("an embedded DICOM header",) * bool(identifiers)
+    found = ("an embedded DICOM header",) * bool(identifiers)
+    return _in_lps(values, image.affine).transpose(2, 1, 0), found, _distances(image.affine)
+
+
+def _distances(affine: npt.NDArray[Any]) -> Acquired:
+    """The lengths of a voxel's edges (mm) along posterior, left and superior."""
+    turns: Any = orientations
+    lengths = np.zeros(3)
+    for edge, (axis, _) in zip(affine[:3, :3].T, turns.io_orientation(affine), strict=True):
+        if np.isfinite(axis):
+            lengths[int(axis)] = round(float(np.linalg.norm(edge)), 4)
+    left, posterior, superior = (float(length) for length in lengths)
+    return Acquired(spacing=(posterior, left), between=superior)
 
 
 def _in_lps(values: npt.NDArray[np.float32], affine: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

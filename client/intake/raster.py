@@ -13,6 +13,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from client.intake.image import Facts, FileRefusedError, Pixels, one_line
 from client.intake.intensity import full_range, stretched
+from client.intake.sight import Sight
 
 _EXIF_OF_PEOPLE = {
     ExifTags.Base.Artist: "Artist",
@@ -33,7 +34,12 @@ def inspect(path: Path) -> Facts:
     """Decode the image and return what it says of itself. Raises FileRefusedError when it is damaged or cut short."""
     pixels, identifiers = _read(path)
     rows, columns, channels = pixels.shape
-    return Facts(modality="OT", frames=1, rows=rows, columns=columns, channels=channels, identifiers=identifiers)
+    sight = Sight()
+    sight.add(pixels)
+    return Facts(
+        modality="OT", frames=1, rows=rows, columns=columns, channels=channels, identifiers=identifiers,
+        seen=sight.seen(),
+    )  # fmt: skip
 
 
 def frames(path: Path) -> Iterator[Pixels]:

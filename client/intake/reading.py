@@ -44,7 +44,7 @@ def _read(record: FileRecord, pseudonyms: Pseudonyms) -> FileRecord:
         rows=facts.rows, columns=facts.columns, channels=facts.channels,
         own_patient=pseudonym("patient", facts.patient), study=pseudonym("study", facts.study),
         series=pseudonym("series", facts.series), instance=pseudonym("instance", facts.instance),
-        identifiers=facts.identifiers, burned_in=facts.burned_in,
+        identifiers=facts.identifiers, burned_in=facts.burned_in, acquired=facts.acquired, seen=facts.seen,
     )  # fmt: skip
 
 

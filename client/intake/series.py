@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 
+from client.intake.acquisition import place
 from client.intake.dicom import frames, is_inverted, modality_values, read_header, window_of
 from client.intake.image import FileRefusedError, Pixels
 from client.intake.intensity import Window, stretched, windowed
@@ -72,23 +73,9 @@ def _colour_volume(paths: Sequence[Path]) -> Pixels:
 def _slices(path: Path) -> list[Slice]:
     header = read_header(path)
     return [
-        Slice(values, padding, window_of(frame), *_place(frame), _number(frame))
+        Slice(values, padding, window_of(frame), *place(frame), _number(frame))
         for frame, values, padding in modality_values(path, header)
     ]
-
-
-def _place(frame: Dataset) -> tuple[npt.NDArray[np.float64] | None, float | None]:
-    """The slice's unit normal and its distance along it (mm), both None when the header does not say."""
-    orientation, position = frame.get("ImageOrientationPatient"), frame.get("ImagePositionPatient")
-    if not orientation or not position or len(orientation) != 6 or len(position) != 3:
-        return None, None
-    row, column = (np.asarray(part, dtype=np.float64) for part in (orientation[:3], orientation[3:]))
-    normal = np.cross(row, column)
-    length = float(np.linalg.norm(normal))
-    if length == 0:
-        return None, None
-    normal = normal / length
-    return normal, float(normal @ np.asarray(position, dtype=np.float64))
 
 
 def _number(frame: Dataset) -> int | None:

@@ -108,3 +108,41 @@ def test_a_site_reads_while_an_import_writes(catalog):
     assert settings is not None
     with catalog.replacing("chest", catalog.records("chest")[0].root, settings, [], {}):
         assert catalog.summary("chest").images == 24
+
+
+def _as_of_version_1(path: Path) -> None:
+    """Make the catalog what the first version's was."""
+    with sqlite3.connect(path) as connection:
+        for column in ("annotation", "acquired", "seen"):
+            connection.execute(f"ALTER TABLE files DROP COLUMN {column}")
+        connection.execute("UPDATE files SET probe = 1")
+        connection.execute("PRAGMA user_version = 1")
+    connection.close()
+
+
+def test_a_catalog_of_the_first_version_goes_on_where_it_is_and_learns_the_rest_at_the_next_import(
+    kit_folder, catalog, hospital
+):
+    now, splits = catalog.records("chest"), catalog.splits("chest")
+    _as_of_version_1(catalog.path)
+    assert [(one.path, one.label, one.seen.pixels) for one in catalog.records("chest")] == [
+        (one.path, one.label, "") for one in now
+    ]
+    import_folder(kit_folder, "chest", *hospital)
+    assert (catalog.records("chest"), catalog.splits("chest")) == (now, splits)
+
+
+def test_of_a_header_the_catalog_keeps_how_an_image_was_made_and_no_word_that_could_be_a_name(
+    kit_folder, tmp_path, write_dicom
+):
+    write_dicom(
+        tmp_path / "images" / "a.dcm", Manufacturer="Maker", MagneticFieldStrength=15000, PatientAge="045Y",
+        PatientSex="F", SeriesDescription="Ax T2 FLAIR for Ada Lovelace", PixelSpacing=[0.5, 0.7],
+        ImageOrientationPatient=[1, 0, 0, 0, 1, 0], ImagePositionPatient=[3, 4, 12.5],
+    )  # fmt: skip
+    import_folder(kit_folder, "mri", tmp_path / "images")
+    (record,) = Catalog(kit_folder / CATALOG_FILE).records("mri")
+    found = record.acquired
+    assert (found.manufacturer, found.field, found.sex, found.age) == ("Maker", 1.5, "F", 40)
+    assert (found.protocol, found.spacing, found.places) == ("ax t2 flair", (0.5, 0.7), (12.5,))
+    assert sum(record.seen.histogram) == pytest.approx(10_000, abs=8)
