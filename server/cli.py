@@ -6,13 +6,18 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from common.errors import UsageError
-from common.kit import find_kit, is_address
+from common.kit import Kit, find_kit, is_address
+from server.remote_cli import CaOption, ServerOption, Where, ask, print_sites
+
+if TYPE_CHECKING:
+    from server.registry import Registry
+    from server.remote import Remote
 
 coordinator = typer.Typer(no_args_is_help=True, add_completion=False)
 run = typer.Typer(add_completion=False)
@@ -77,51 +82,63 @@ def _run(
         Path | None, typer.Option(help="Start from this model (safetensors) and not from the job's seed.")
     ] = None,
     kit: KitOption = None,
+    server: ServerOption = None,
+    ca: CaOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Ask for a run of a job. The coordinator executes it, whether or not anyone looks on.
 
     Example: wardround run job.toml --kit kits/coordinator --follow
              wardround run --resume chest-260101-a1b2c3 --follow
+             wardround run job.toml --server https://wardround.example.org:9443 --ca ca.crt
     """
-    from common.job import read_job
-    from server.registry import open_registry
     from server.report import is_alive
 
     if (job is None) == (resume is None):
         raise UsageError("name a job file, or a run with --resume: one of the two")
-    found = find_kit(kit, "coordinator")
+    found: Registry | Remote
+    if (far := Where(kit, server, ca).elsewhere()) is not None:
+        found, name, remedy = far, ask(far, job, resume, from_model), f"start the one behind {far.server}"
+    else:
+        here = find_kit(kit, "coordinator")
+        found, name = _ask_here(here, job, resume, from_model)
+        remedy = f"wardround coordinator start {here.folder}"
+    typer.echo(json.dumps({"run": name}) if as_json else name)
+    if not is_alive(found.coordinator()):
+        typer.echo(f"the coordinator is not running: {remedy}", err=True)
+    if follow:
+        _follow(found, name, Console(stderr=as_json))
+
+
+def _ask_here(kit: Kit, job: Path | None, resume: str | None, from_model: Path | None) -> tuple[Registry, str]:
+    """Start or resume a run by the registry of a kit on this machine; return the registry and the run's name."""
+    from common.job import read_job
+    from server.registry import open_registry
+    from server.report import is_alive
+
     asked = read_job(job) if job is not None else None  # before the registry is opened, and so made
-    registry = open_registry(found)
-    alive = is_alive(registry.coordinator())
+    registry = open_registry(kit)
     if asked is None:
         if from_model is not None:
             raise UsageError("--from-model is for a new run: a resumed one goes on from its own model")
         name = registry.find(resume or "")
-        if not alive:
+        if not is_alive(registry.coordinator()):
             registry.interrupt_running()  # whatever "runs" without a coordinator was cut off
         registry.resume(name)
-    else:
-        from certs.roster import read_roster
-        from server.submission import submit_job
+        return registry, name
+    from certs.roster import read_roster
+    from server.submission import submit_job
 
-        admitted = read_roster(found.folder / "roster")
-        name = submit_job(registry, asked, from_model=from_model, admitted=admitted)
-    typer.echo(json.dumps({"run": name}) if as_json else name)
-    if not alive:
-        typer.echo(f"the coordinator is not running: wardround coordinator start {found.folder}", err=True)
-    if follow:
-        _follow(name, found.folder, Console(stderr=as_json))
+    admitted = read_roster(kit.folder / "roster")
+    return registry, submit_job(registry, asked, from_model=from_model, admitted=admitted)
 
 
-def _follow(name: str, kit: Path, console: Console) -> None:
-    from common.kit import read_kit
+def _follow(found: Registry | Remote, name: str, console: Console) -> None:
     from server.execution import raise_unless_completed
     from server.follow import follow
-    from server.registry import open_registry
 
     try:
-        ended = follow(open_registry(read_kit(kit, "coordinator")), name, console)
+        ended = follow(found, name, console)
     except KeyboardInterrupt:
         typer.echo(f"\nThe run goes on. To see it: wardround runs show {name}", err=True)
         typer.echo(f"To end it: wardround runs stop {name}", err=True)
@@ -130,19 +147,25 @@ def _follow(name: str, kit: Path, console: Console) -> None:
 
 
 @runs.callback(invoke_without_command=True)
-def _runs(context: typer.Context, kit: KitOption = None, as_json: JsonOption = False) -> None:
+def _runs(
+    context: typer.Context,
+    kit: KitOption = None,
+    server: ServerOption = None,
+    ca: CaOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """List the coordinator's runs, the newest first.
 
     Example: wardround runs --kit kits/coordinator
              wardround runs show chest --json
     """
+    where = Where(kit, server, ca)
     if context.invoked_subcommand is not None:
-        context.obj = kit
+        context.obj = where
         return
-    from server.registry import open_registry
     from server.report import runs_table
 
-    listed = open_registry(find_kit(kit, "coordinator")).list_runs()
+    listed = where.records().list_runs()
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(entry) for entry in listed], indent=2))
     elif listed:
@@ -156,17 +179,18 @@ def show(
     context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="RUN", help="The run's name, or the start of it.")],
     kit: KitOption = None,
+    server: ServerOption = None,
+    ca: CaOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show a run: every round, who trained and who did not and why, losses, metrics, epsilon, models.
 
     Example: wardround runs show chest-260101-a1b2c3
     """
-    from server.registry import open_registry
     from server.report import run_data, run_report
 
-    registry = open_registry(find_kit(kit or context.obj, "coordinator"))
-    detail = registry.run_detail(registry.find(name))
+    found = _where(context, kit, server, ca).records()
+    detail = found.run_detail(found.find(name))
     if as_json:
         typer.echo(json.dumps(run_data(detail), indent=2))
     else:
@@ -178,17 +202,24 @@ def stop(
     context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="RUN", help="The run's name, or the start of it.")],
     kit: KitOption = None,
+    server: ServerOption = None,
+    ca: CaOption = None,
 ) -> None:
     """Stop a run. What it has committed stays, and it can be resumed.
 
     Example: wardround runs stop chest-260101-a1b2c3
     """
-    from server.registry import open_registry
-
-    registry = open_registry(find_kit(kit or context.obj, "coordinator"))
-    full = registry.find(name)
-    registry.stop(full)
+    found = _where(context, kit, server, ca).records()
+    full = found.find(name)
+    found.stop(full)
     typer.echo(f"{full} is asked to stop. To go on: wardround run --resume {full}")
+
+
+def _where(context: typer.Context, kit: Path | None, server: str | None, ca: Path | None) -> Where:
+    """What is said after the command's name, or else before it: `wardround runs --kit KIT show RUN` is right too."""
+    here = Where(kit, server, ca)
+    before: Where = context.obj
+    return here if here.said else before
 
 
 @sites.command()
@@ -201,6 +232,8 @@ def _sites(
     forget_witness: Annotated[
         str | None, typer.Option(metavar="SITE", help="Let a site that lost its audit log begin a new one.")
     ] = None,
+    server: ServerOption = None,
+    ca: CaOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the admitted sites: until when, online or not, last seen.
@@ -210,6 +243,11 @@ def _sites(
 
     The second is what the site's data protection officer gives to wardround audit verify --witness.
     """
+    if (far := Where(kit, server, ca).elsewhere()) is not None:
+        if witness is not None or forget_witness is not None:
+            raise UsageError("--witness and --forget-witness: on the coordinator's machine only, with --kit")
+        print_sites(far, as_json)
+        return
     from server.coordinator import known_sites
     from server.registry import open_registry
     from server.report import is_alive, sites_table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Protocol
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -10,8 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from server.records import RoundRecord, RunDetail, RunSummary
-from server.registry import Registry
+from server.records import CoordinatorSeen, RoundRecord, RunDetail, RunSummary
 from server.report import absences, is_alive, now, round_cells, run_report, undecided
 
 LOOK_SECONDS = 0.5
@@ -20,7 +20,19 @@ NOT_RUNNING = "the coordinator is not running: wardround coordinator start KIT"
 CUT_OFF = "if this run was under way, then go on with it: wardround run --resume"
 
 
-def follow(registry: Registry, name: str, console: Console) -> RunSummary:
+class Records(Protocol):
+    """Where a run is read: the registry, or the API of a coordinator elsewhere."""
+
+    def run_detail(self, name: str) -> RunDetail:
+        """Return everything that is kept of a run."""
+        ...
+
+    def coordinator(self) -> CoordinatorSeen | None:
+        """Return the coordinator's last sign of life."""
+        ...
+
+
+def follow(registry: Records, name: str, console: Console) -> RunSummary:
     """Show a run until it ends, then its report; return how it ended.
 
     On a terminal a bar and a table that grow; elsewhere a line for each round. KeyboardInterrupt passes through: the

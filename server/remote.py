@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import ssl
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -137,11 +138,11 @@ class Remote:
         return replace(detail, rounds=whole, models=models)
 
     def coordinator(self) -> CoordinatorSeen | None:
-        """Return the coordinator's last sign of life, or None when none runs there."""
+        """Return the coordinator's last sign of life, by the clock here; None when it does not run, by its own."""
         found = self._federation()
         if not found.coordinator_running or found.heartbeat is None:
             return None
-        return CoordinatorSeen(0, self.server, found.coordinator_started or found.heartbeat, found.heartbeat)
+        return CoordinatorSeen(0, self.server, found.coordinator_started or found.heartbeat, time.time())
 
     def list_sites(self) -> list[SiteSeen]:
         """Return the sites as they are now, by name."""

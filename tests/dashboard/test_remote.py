@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import socket
 import ssl
 import threading
@@ -15,6 +16,7 @@ from playground import HonestSite, PlaygroundGrid, job_of, model_of
 from rich.console import Console
 from ward import JOB, SITES
 
+from common.cli import main
 from common.errors import ForbiddenError, LinkError, NotFoundError, RunError, SignInError, UsageError
 from server.execution import execute
 from server.follow import follow
@@ -66,6 +68,42 @@ def test_a_run_is_followed_from_afar_until_it_ends(ward, remote):
     thread.join()
     assert ended.status == "completed"
     assert "round 3: 3/3 sites" in written.getvalue()
+
+
+def test_the_commands_ask_a_coordinator_elsewhere_when_a_server_is_named(ward, server, monkeypatch, tmp_path, capsys):
+    def said(*words):
+        with pytest.raises(SystemExit, match="0"):
+            main(words)
+        return capsys.readouterr().out
+
+    (tmp_path / "job.toml").write_text(JOB)
+    far = ("--server", server, "--ca", str(ward.kit.authority_certificate))
+    monkeypatch.setenv("WARDROUND_TOKEN", ward.token("coordinator"))
+    run = said("run", str(tmp_path / "job.toml"), *far).strip()
+    assert "asked to stop" in said("runs", *far, "stop", run)
+    assert (ward.registry.summary(run).status, json.loads(said("runs", *far, "--json"))[0]["name"]) == ("stopped", run)
+    assert json.loads(said("runs", "show", run, *far, "--json"))["name"] == run
+    monkeypatch.setenv("WARDROUND_SERVER", server)
+    monkeypatch.setenv("WARDROUND_CA", str(ward.kit.authority_certificate))
+    assert [site["name"] for site in json.loads(said("sites", "--json"))["sites"]] == list(SITES)
+    kept = said("runs", "--kit", str(ward.kit.folder), "--json")  # a kit that is named beats the environment
+    assert kept == said("runs", "--json")
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (("sites", "--witness", "north"), "--kit"),
+        (("runs", "--kit", "kit"), "name one of them"),
+        (("run", "--resume", "x", "--from-model", "m.safetensors"), "--from-model"),
+    ],
+)
+def test_what_is_possible_on_the_coordinators_machine_only_is_said(server, monkeypatch, capsys, words, fault):
+    monkeypatch.setenv("WARDROUND_TOKEN", "wr_x")
+    with pytest.raises(SystemExit) as ended:
+        main((*words, "--server", server))
+    assert ended.value.code == 2
+    assert fault in capsys.readouterr().err
 
 
 @pytest.mark.slow
