@@ -42,6 +42,16 @@ def test_the_study_in_the_readme_is_a_valid_study(tmp_path):
     assert len(read_scenario(tmp_path / "study.toml").scenario.arms) == 2
 
 
+def test_the_openid_settings_in_the_readme_are_valid(tmp_path):
+    from common.kit import Kit
+    from server.dashboard.settings import FILE_NAME, read_settings
+
+    (text,) = [block for block in BLOCKS if "[openid]" in block]
+    (tmp_path / FILE_NAME).write_text(text)
+    kit = Kit(tmp_path, "coordinator", "coordinator", "chest-study", "0", "localhost:9092")
+    assert read_settings(kit).openid.roles["it"] == "admin"
+
+
 def _command_lines(name: str) -> list[str]:
     module, attribute = COMMANDS[name][0].split(":")
     command = get_command(getattr(__import__(module, fromlist=[attribute]), attribute))
