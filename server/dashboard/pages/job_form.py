@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -110,6 +110,7 @@ def changed(text: str, key: Key, value: str) -> str:
 
     Raises ValueError when the text is no TOML, or holds something else where the key's section should be.
     """
+    tomllib.loads(text)  # its faults are told more plainly
     try:
         document = tomlkit.parse(text)
         table: Any = document
@@ -117,12 +118,14 @@ def changed(text: str, key: Key, value: str) -> str:
             if section not in table:
                 table[section] = tomlkit.table()
             table = table[section]
+            if not isinstance(table, MutableMapping):
+                raise ValueError(f'"{section}" is no table there')
         if value.strip() or key.kind in ("list", "ticks"):
             table[key.path[-1]] = _typed(key, value)
         elif key.path[-1] in table:
             del table[key.path[-1]]
         return tomlkit.dumps(document)
-    except (TOMLKitError, TypeError, AttributeError) as error:
+    except TOMLKitError as error:
         raise ValueError(str(error)) from error
 
 
