@@ -169,7 +169,8 @@ def _budget(read: SiteReadModel) -> Mapping[str, Piece]:
     for one in found:
         room = f"one more run of up to {one.fits:.2f} fits" if one.fits > 0 else "no further run fits"
         head = Markup("<p>{}</p><p>Delta {:g}; {}.{}</p>").format(
-            tables.bar(one.spent, one.limit, f"epsilon {one.spent:.2f} of {one.limit:g} for life", budget=True), one.delta, room,
+            tables.bar(one.spent, one.limit, f"epsilon {one.spent:.2f} of {one.limit:g} for life", budget=True),
+            one.delta, room,
             f" With {', '.join(one.sharing)}, which have patients of it." if one.sharing else "",
         )  # fmt: skip
         rows = [

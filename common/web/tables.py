@@ -90,7 +90,7 @@ def note(text: object, kind: Kind = "") -> Markup:
 
 
 def bar(part: float, whole: float, text: str, *, budget: bool = False) -> Markup:
-    """Return how much of a whole there is, as a bar with its text beside it. A `budget` is red when it is nearly spent."""
+    """Return how much of a whole there is, as a bar with its text beside it. A `budget` is red when nearly spent."""
     filled = min(1.0, max(0.0, part / whole)) if whole > 0 else 1.0
     full = " full" if budget and filled >= 0.9 else ""
     return Markup(

@@ -53,7 +53,8 @@ def play(ward, browser) -> str:
     expect(page.get_by_text(re.compile("privacy.epsilon.*number"))).to_be_visible()
     write_job(page, "chest-study", 12)
     expect(page.get_by_text(re.compile("The job is right"))).to_be_visible()
-    assert f'collection = "{COLLECTION}"' in page.get_by_role("textbox", name=re.compile("The same as TOML")).input_value()
+    text = page.get_by_role("textbox", name=re.compile("The same as TOML")).input_value()
+    assert f'collection = "{COLLECTION}"' in text
     assert page.get_by_role("button", name="Start the run").is_disabled()
     page.get_by_role("button", name="Show the privacy plan").click()
     expect(page.get_by_role("table", name=re.compile("whole run"))).to_be_visible(timeout=60_000)

@@ -113,7 +113,8 @@ def _last(view: RunView, split: str, name: str) -> str | None:
 def _form(read: ReadModel, names: Sequence[str]) -> Markup:
     known = Markup("").join(Markup('<option value="{}">').format(line.name) for line in read.runs(limit=50).items)
     return Markup(
-        '<form class="form sheet" method="get" action="/compare"><label class="field" style="grid-column: span 2"><span>Runs, '
-        'with blanks between them</span><input class="box" name="runs" value="{}" list="known-runs"></label><datalist '
-        'id="known-runs">{}</datalist><div><button class="button" type="submit">Compare</button></div></form>'
+        '<form class="form sheet" method="get" action="/compare"><label class="field" style="grid-column: span 2">'
+        "<span>Runs, with blanks between them</span>"
+        '<input class="box" name="runs" value="{}" list="known-runs"></label>'
+        '<datalist id="known-runs">{}</datalist><div><button class="button" type="submit">Compare</button></div></form>'
     ).format(" ".join(names), known)

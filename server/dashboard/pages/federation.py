@@ -45,7 +45,7 @@ def pieces_of(federation: Federation, rounds: Sequence[RoundLine]) -> Mapping[st
             ["Site", "State", Column("Why", long=True), "Last heartbeat", "Training cases", "Version", "Device",
              "Certificate ends", Column("Audit entry", number=True)],
             [_site(site) for site in federation.sites],
-            empty="No site is admitted yet: send a kit to each hospital, and admit its request with wardround kits admit.",
+            empty="No site is admitted yet: send each hospital its kit, then admit its request: wardround kits admit.",
         ),
         "map": participation(rounds, [site.name for site in federation.sites]),
     }  # fmt: skip

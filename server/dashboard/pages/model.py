@@ -86,7 +86,8 @@ def _provenance(view: ModelView) -> Markup:
     line, run = view.line, view.run
     told = tables.facts(
         [
-            ("Stage", badge(line.stage)), ("Kind", f"{line.kind} of its run"), ("Run", tables.link(line.run, "runs", line.run)),
+            ("Stage", badge(line.stage)), ("Kind", f"{line.kind} of its run"),
+            ("Run", tables.link(line.run, "runs", line.run)),
             ("Run's end", badge(run.line.status)), ("After round", f"{line.round} of {run.line.rounds}"),
             ("Sites", len(run.job.sites)), ("Network", run.job.network.name), ("Strategy", run.line.strategy),
             ("Ward Round", line.code_version), ("Made", words.when(line.created)), ("Size", words.size(line.bytes)),
@@ -130,8 +131,9 @@ def _beside(read: ReadModel, view: ModelView, other: int) -> Markup:
         if line.id != view.line.id
     )
     form = Markup(
-        '<form class="form" method="get"><label class="field"><span>Compare with model</span><select class="box" name="other">{}'
-        '</select></label><div><button class="button plain" type="submit">Compare</button></div></form>'
+        '<form class="form" method="get"><label class="field"><span>Compare with model</span>'
+        '<select class="box" name="other">{}</select></label>'
+        '<div><button class="button plain" type="submit">Compare</button></div></form>'
     ).format(options or Markup('<option value="0">there is no other</option>'))
     if not other:
         return form

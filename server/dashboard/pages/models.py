@@ -56,7 +56,8 @@ def _row(model: ModelLine) -> Sequence[object]:
     score = f"{model.criterion} {words.number(model.score)}" if model.score is not None else None
     return (
         tables.link(f"{model.job_name}, {model.kind}", "models", model.id), badge(model.stage), decided,
-        tables.link(model.run, "runs", model.run), model.round, score, words.size(model.bytes), words.when(model.created),
+        tables.link(model.run, "runs", model.run), model.round, score, words.size(model.bytes),
+        words.when(model.created),
         Markup("<code>{}</code>").format(model.sha256[:12]),
     )  # fmt: skip
 
@@ -69,8 +70,9 @@ def _filter(text: str, stage: str) -> Markup:
         for name in ("", *get_args(Stage))
     )
     return Markup(
-        '<form class="form sheet" method="get" action="/models" role="search"><label class="field"><span>Find in run, job or '
-        'SHA-256</span><input class="box" type="search" name="text" value="{}" maxlength="200"></label><label class="field">'
-        '<span>Stage</span><select class="box" name="stage">{}</select></label><div><button class="button" type="submit">'
-        "Find</button></div></form>"
+        '<form class="form sheet" method="get" action="/models" role="search">'
+        '<label class="field"><span>Find in run, job or SHA-256</span>'
+        '<input class="box" type="search" name="text" value="{}" maxlength="200"></label>'
+        '<label class="field"><span>Stage</span><select class="box" name="stage">{}</select></label>'
+        '<div><button class="button" type="submit">Find</button></div></form>'
     ).format(text, options)

@@ -184,7 +184,8 @@ def _beginning(desk: Desk, job: str) -> Markup:
     return Markup(
         '<form class="form sheet" method="get" action="/new"><label class="field">'
         '<span>Begin with the job of a run</span><input class="box" name="job" value="{}" list="known-runs" '
-        'maxlength="200"></label><datalist id="known-runs">{}</datalist><div><button class="button plain" type="submit">Take its job</button></div></form>'
+        'maxlength="200"></label><datalist id="known-runs">{}</datalist>'
+        '<div><button class="button plain" type="submit">Take its job</button></div></form>'
     ).format(job, known)
 
 

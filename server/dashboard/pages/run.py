@@ -22,7 +22,7 @@ from server.dashboard.pages.models import model_rows
 from server.readmodel import ReadModel
 from server.records import RESUMABLE, LogLine
 from server.roles import Person
-from server.views import RoundLine, RunView, Turn
+from server.views import RoundLine, RunView, SiteSpend, Turn
 
 DRAWN_SITES = 12
 """Sites that a chart has a line for; with more, a band from the lowest to the highest stands for all."""
@@ -155,7 +155,8 @@ def _going(view: RunView) -> Markup:
     done = Markup(", ").join(Markup("{} {}").format(site, badge(word)) for site, word in progress["done"].items())
     waiting = ", ".join(progress["waiting"]) or "nobody"
     return Markup(
-        '<div class="sheet" aria-live="polite"><h2>Under way: {}, round {}</h2><p>Since {}. Awaited: {}.</p><p>{}</p></div>'
+        '<div class="sheet" aria-live="polite"><h2>Under way: {}, round {}</h2>'
+        "<p>Since {}. Awaited: {}.</p><p>{}</p></div>"
     ).format(progress["kind"], progress["number"], words.when(progress["since"]), waiting, done)
 
 
@@ -259,8 +260,9 @@ def _rounds(view: RunView, offset: int) -> Markup:
     name = view.job.aggregation.criterion
     listed = tables.table(
         f"{len(newest)} exchanges with the sites, the newest first",
-        ["Exchange", "Status", Column(f"{name} of all sites"), Column("Sites", number=True), Column("Share of cases", number=True),
-         Column("Took", number=True), "Began", Column("What happened", long=True)],
+        ["Exchange", "Status", Column(f"{name} of all sites"), Column("Sites", number=True),
+         Column("Share of cases", number=True), Column("Took", number=True), "Began",
+         Column("What happened", long=True)],
         [_round(one, name) for one in shown], empty="Nothing has been asked of the sites yet.",
     )  # fmt: skip
     wide = Markup("")
@@ -295,12 +297,14 @@ def _sites(view: RunView) -> Markup:
         found = judged[site].metrics.get(name) if site in judged else None
         rows.append(
             (
-                site, badge(turn.status) if turn else None, words.count(turn.examples) if turn and turn.examples else None,
+                site,
+                badge(turn.status) if turn else None,
+                words.count(turn.examples) if turn and turn.examples else None,
                 words.interval(found.value, found.low, found.high) if found else None,
-                tables.bar(spend.epsilon, spend.budget, f"{spend.epsilon:.2f} of {spend.budget:g}", budget=True) if spend else None,
+                _of_budget(spend) if spend else None,
                 turn.reason if turn else None,
             )
-        )  # fmt: skip
+        )
     heads: list[Heading] = [
         "Site",
         "Last answer",
@@ -310,6 +314,10 @@ def _sites(view: RunView) -> Markup:
         Column("Why", long=True),
     ]
     return tables.table("What each site last did and told", heads, rows)
+
+
+def _of_budget(spend: SiteSpend) -> Markup:
+    return tables.bar(spend.epsilon, spend.budget, f"{spend.epsilon:.2f} of {spend.budget:g}", budget=True)
 
 
 def _log(lines: Sequence[LogLine]) -> Markup:
@@ -324,7 +332,8 @@ def _log(lines: Sequence[LogLine]) -> Markup:
 
 def _job(read: ReadModel, view: RunView, diff: str) -> Markup:
     form = Markup(
-        '<form class="form" method="get" action="{}#job"><label class="field"><span>Differences to the job of run</span>'
+        '<form class="form" method="get" action="{}#job">'
+        '<label class="field"><span>Differences to the job of run</span>'
         '<input class="box" name="diff" value="{}" list="known-runs"></label><datalist id="known-runs">{}</datalist>'
         '<div><button class="button plain" type="submit">Show differences</button></div></form>'
     ).format(tables.path("runs", view.line.name), diff, _known(read, view.line.name))

@@ -57,8 +57,8 @@ def pieces_of(found: Listing[RunLine], text: str, status: str) -> Mapping[str, P
     )  # fmt: skip
     if found.total > 1:
         listed = Markup(
-            '<form method="get" action="/compare">{}<div class="pages"><button class="button plain small" type="submit">'
-            "Compare the ticked runs</button></div></form>"
+            '<form method="get" action="/compare">{}<div class="pages">'
+            '<button class="button plain small" type="submit">Compare the ticked runs</button></div></form>'
         ).format(listed)
     return {"runs": listed + tables.pages("/runs", found.offset, found.limit, found.total, text=text, status=status)}
 
@@ -82,8 +82,9 @@ def _filter(text: str, status: str) -> Markup:
         for name in ("", *get_args(RunStatus))
     )
     return Markup(
-        '<form class="form sheet" method="get" action="/runs" role="search"><label class="field"><span>Find in name, job or '
-        'strategy</span><input class="box" type="search" name="text" value="{}" maxlength="200"></label><label class="field">'
-        '<span>Status</span><select class="box" name="status">{}</select></label><div><button class="button" type="submit">'
-        "Find</button> </div></form>"
+        '<form class="form sheet" method="get" action="/runs" role="search">'
+        '<label class="field"><span>Find in name, job or strategy</span>'
+        '<input class="box" type="search" name="text" value="{}" maxlength="200"></label>'
+        '<label class="field"><span>Status</span><select class="box" name="status">{}</select></label>'
+        '<div><button class="button" type="submit">Find</button></div></form>'
     ).format(text, options)
