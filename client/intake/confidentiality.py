@@ -17,7 +17,8 @@ What counts as identifying:
 
 What does not count here, and why: Patient ID, accession and order numbers, UIDs and dates mean nothing without the
 hospital's own records; from the numbers and UIDs only keyed pseudonyms are kept, dates are not read at all. Age, sex,
-size and weight, and descriptions of study and protocol, describe but don't name; none is kept.
+size and weight, and descriptions of study and protocol, describe but don't name: the decade of the age, the sex and
+known words of the series' description are kept (see acquisition.py), for the quality report and for statistics.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class Seen:
     """What is kept of a file's pixels, as the network sees them (see sight.py); nothing for what has none.
 
     `pixels` is a digest of all of them; `mean`, `deviation` and `histogram` (in 10,000ths) are of the intensities in
-    [0, 1]; `copy` is one image in 16 x 17 grey squares, in base64.
+    [0, 1]; `copy` is one image in 24 x 25 grey squares, in base64.
     """
 
     pixels: str = ""

@@ -25,8 +25,9 @@ from client.intake.folder import Listing, list_folder
 from client.intake.identity import Pseudonyms, open_pseudonyms
 from client.intake.labels import Labels, file_key, read_labels
 from client.intake.options import DEFAULT_FRACTIONS, DEFAULT_SEED, ImportOptions
+from client.intake.quality.page import Quality, examine, render
 from client.intake.reading import record_of
-from client.intake.report import Flag, ImportReport, Refusal, write_report
+from client.intake.report import Flag, ImportReport, Refusal, forget_pages, newest_page, write_report
 from client.intake.sheet import TakenApart, folder_of, forget_others, is_table, take_apart
 from client.intake.splits import splits_of
 from common.errors import DataError, UsageError
@@ -138,21 +139,27 @@ class _Intake:
     def commit(self, records: list[FileRecord]) -> ImportReport:
         """Write records and report, both or neither, and return the report."""
         splits = splits_of(records, self.rules, self.settings, self.catalog.splits(self.collection))
+        quality = examine([*records, *self.elsewhere], self.catalog.splits(self.collection) | splits)
         if records == sorted(self.before.values(), key=lambda record: record.path):
             known = self.collection in self.catalog.collections()
-            report = self._report(records, self.catalog.summary(self.collection) if known else None)
-            write_report(self.kit_folder, report)
-            return report
+            summary = self.catalog.summary(self.collection) if known else None
+            report = replace(self._report(records, summary), quality=quality.findings)
+            drawn = newest_page(self.kit_folder, self.collection) is not None
+            return write_report(self.kit_folder, report, "" if drawn else self._page(quality, report, records))[0]
         written: tuple[Path, ...] = ()
         try:
             with self.catalog.replacing(self.collection, self.root, self.settings, records, splits) as summary:
-                report = self._report(records, summary)
-                written = write_report(self.kit_folder, report)
+                report = replace(self._report(records, summary), quality=quality.findings)
+                report, written = write_report(self.kit_folder, report, self._page(quality, report, records))
         except BaseException:
             for path in written:
                 path.unlink(missing_ok=True)
             raise
+        forget_pages(self.kit_folder, self.collection)
         return report
+
+    def _page(self, quality: Quality, report: ImportReport, records: Sequence[FileRecord]) -> str:
+        return render(quality, report, [record for record in records if record.reason])
 
     def _report(self, records: list[FileRecord], summary: Summary | None) -> ImportReport:
         now = {record.path: record for record in records}

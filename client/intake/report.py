@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import re
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from client.catalog import Summary
 from client.intake.folder import shown
+from client.intake.quality.problem import Finding
 from common.errors import DataError
 from common.files import write_atomically
 
@@ -19,6 +21,7 @@ REPORTS = "reports"
 TABLES = (".csv", ".tsv")
 """How the names of tables end."""
 _REASONS_ON_SCREEN = 12
+_FINDINGS_ON_SCREEN = 5
 
 
 class Refusal(NamedTuple):
@@ -40,8 +43,9 @@ class ImportReport:
     """What one import did.
 
     Counts are files, or a table's rows: `indexed` are new or changed, `removed` were indexed and are no longer.
-    `summary` is the whole collection after the import, or None when it is empty. No value of any attribute is in a
-    report: names of files and attributes, modalities and labels are all there is.
+    `summary` is the whole collection after the import, or None when it is empty; `quality` is what is amiss in it, and
+    `page` the path of the quality report, which shows it. No value of any attribute that tells people apart is in a
+    report: names of files and attributes, modalities, sizes, distances and labels are all there is.
     """
 
     collection: str
@@ -55,6 +59,8 @@ class ImportReport:
     flags: tuple[Flag, ...]
     warnings: tuple[str, ...]
     summary: Summary | None
+    quality: tuple[Finding, ...] = ()
+    page: str = ""
 
     @property
     def files(self) -> int:
@@ -79,7 +85,9 @@ class ImportReport:
             f"  {what} {self.files}: indexed {self.indexed}, unchanged {self.unchanged}, refused {len(self.refused)}"
             + (f"; no longer there or no longer accepted {self.removed}" if self.removed else ""),
         ]
-        return [*head, *self._collection_lines(), *self._refusal_lines(), *self._warning_lines()]
+        return [
+            *head, *self._collection_lines(), *self._refusal_lines(), *self._warning_lines(), *self._quality_lines()
+        ]  # fmt: skip
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain values, ready for JSON."""
@@ -119,24 +127,43 @@ class ImportReport:
     def _warning_lines(self) -> list[str]:
         return ["Warnings", *(f"  {warning}" for warning in self.warnings)] if self.warnings else []
 
+    def _quality_lines(self) -> list[str]:
+        """The gravest findings, and where all of them are, with pictures."""
+        if not self.page:
+            return []
+        ends = {True: "!", False: " "}
+        lines = [f"  {ends[one.grave]} {one.kind}: {_cut(one.says, 110)}" for one in self.quality[:_FINDINGS_ON_SCREEN]]
+        found = f"{len(self.quality)} to look at" if self.quality else "nothing was found amiss"
+        grave = sum(one.grave for one in self.quality)
+        return [
+            f"Quality of the collection: {found}{f', {grave} of them grave (!)' if grave else ''}",
+            *lines,
+            f"  with pictures: {shown(self.page)}",
+        ]
+
 
 def _cut(text: str, limit: int = 90) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def write_report(kit_folder: Path, report: ImportReport) -> tuple[Path, Path]:
-    """Write the report as text and JSON (0600) under the kit's reports/ and return both paths.
+def write_report(kit_folder: Path, report: ImportReport, page: str = "") -> tuple[ImportReport, tuple[Path, ...]]:
+    """Write the report as text and JSON (0600) under the kit's reports/, and the quality `page` where there is one.
+
+    Returns the report with the page's path (without a page, that of the collection's newest), and what was written.
 
     Raises
     ------
     DataError
-        They can't be written; neither is left behind.
+        They can't be written; none is left behind.
     """
     folder = kit_folder / REPORTS
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S%fZ")
+    place = folder / f"quality-{report.collection}-{stamp}.html" if page else newest_page(kit_folder, report.collection)
+    report = replace(report, page=str(place or ""))
     texts = {
         folder / f"import-{report.collection}-{stamp}.txt": "\n".join(report.lines()) + "\n",
         folder / f"import-{report.collection}-{stamp}.json": report.to_json() + "\n",
+        **({place: page} if page and place else {}),
     }
     try:
         folder.mkdir(exist_ok=True, mode=0o700)
@@ -149,5 +176,22 @@ def write_report(kit_folder: Path, report: ImportReport) -> tuple[Path, Path]:
         raise DataError(
             f"{folder}: the import's report can't be written: {error.strerror}: nothing was imported"
         ) from error
-    first, second = texts
-    return first, second
+    return report, tuple(texts)
+
+
+def pages(kit_folder: Path, collection: str) -> list[Path]:
+    """Return the quality reports of a collection, oldest first."""
+    name = re.compile(rf"quality-{re.escape(collection)}-\d{{8}}T\d+Z\.html")
+    folder = kit_folder / REPORTS
+    return sorted(path for path in folder.glob("quality-*.html") if name.fullmatch(path.name))
+
+
+def newest_page(kit_folder: Path, collection: str) -> Path | None:
+    """Return the newest quality report of a collection, or None."""
+    return next(reversed(pages(kit_folder, collection)), None)
+
+
+def forget_pages(kit_folder: Path, collection: str) -> None:
+    """Remove all but the newest quality report of a collection: pictures of patients are not piled up."""
+    for path in pages(kit_folder, collection)[:-1]:
+        path.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """What is kept of a file's pixels when it is read: enough to compare it with others without decoding it again.
 
-No picture can be made of it that shows more than 17 x 16 grey squares.
+No picture can be made of it that shows more than 25 x 24 grey squares.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from PIL import Image
 from client.intake.image import Pixels, Seen
 from client.intake.intensity import with_channels
 
-COPY_ROWS, COPY_COLUMNS = 16, 17
-"""Size of the small copy: a column more than rows, so that differences along a row are 16 x 16."""
+COPY_ROWS, COPY_COLUMNS = 24, 25
+"""Size of the small copy: a column more than rows, so that differences along a row are 24 x 24."""
 BINS = 16
 """Bins of a file's histogram of intensities, of equal width over [0, 1]."""
 PARTS = 10_000
@@ -58,7 +58,7 @@ class Sight:
 
 
 def small_copy(seen: Seen) -> Pixels:
-    """Return the small copy, (16, 17) float32 in [0, 1]."""
+    """Return the small copy, (24, 25) float32 in [0, 1]."""
     levels = np.frombuffer(base64.b64decode(seen.copy), dtype=np.uint8)
     return levels.reshape(COPY_ROWS, COPY_COLUMNS).astype(np.float32) / np.float32(255)
 

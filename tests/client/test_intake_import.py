@@ -439,7 +439,7 @@ except DataError as error:
     assert re.search(r"catalog\.sqlite: .*(disk|full)", result.stdout), result.stderr
     assert result.stdout.count("\n") == 1
     assert contents(kit_folder) == before
-    assert len(list((kit_folder / "reports").iterdir())) == 2
+    assert len(list((kit_folder / "reports").iterdir())) == 3
     assert import_folder(kit_folder, "chest", folder, labels).indexed == 300
 
 

@@ -1,0 +1,1 @@
+"""What is amiss in a collection: counts, doubtful series, copies, odd intensities; and the page that shows them."""
