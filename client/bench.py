@@ -15,6 +15,7 @@ from client.scaling import scaled
 from common.errors import RefusedError
 from common.job import Job
 from common.networks import build_network, local_names
+from common.tasks.parameters import kind_of
 from common.tasks.registry import build_task
 from common.tasks.task import Task
 
@@ -54,12 +55,13 @@ def set_up(catalog: Catalog, job: Job, cache: Path, device: torch.device) -> Ben
     Raises RefusedError (one class only), DataError (no such collection, unreadable) or JobError.
     """
     collection = job.data.collection
-    digest, task = catalog.digest(collection), build_task(job.task)
+    digest, task = catalog.digest(collection), build_task(job)
+    told_apart = kind_of(job.task.kind).truth == "label"
     names = ("train", *(name for name in ("validation", "test") if catalog.cases(collection, name)))
-    opened = {name: open_cases(catalog, job.data, name, cache) for name in names}
-    splits = {name: Split(cases, task.target(cases.labels)) for name, cases in scaled(opened, job.data).items()}
+    opened = {name: open_cases(catalog, job.data, name, cache, task=job.task) for name in names}
+    splits = {name: Split(cases, task.targets(cases)) for name, cases in scaled(opened, job.data).items()}
     # With privacy on, to refuse would tell of single patients; and DP-SGD does no harm with one class.
-    if not job.private and len(set(splits["train"].cases.labels)) < 2:
+    if told_apart and not job.private and len(set(splits["train"].cases.labels)) < 2:
         raise RefusedError("the training split has one class only")
-    network = build_network(job, task.outputs).to(device)
+    network = build_network(job).to(device)
     return Bench(job, digest, network, task, splits, catalog.sharing(collection), cache, local_names(job))

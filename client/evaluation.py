@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from client.dataset import CaseSet
 from client.privacy.noise import SecureNoise
-from common.release import Basis, Evaluation, Numbers
+from common.release import Basis, Evaluation, Numbers, evaluation_of
 from common.tasks.task import Tally, Task
 
 BATCH, PIXELS = 256, 2**22
@@ -34,7 +34,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a network says about a split: scores (N, K) in [0, 1] and losses (N,), float32; seconds it took."""
+    """What a network says about a split: scores (N, ...) of the task and losses (N,), float32; seconds it took."""
 
     scores: np.ndarray
     losses: np.ndarray
@@ -50,23 +50,23 @@ def predict(network: nn.Module, split: Split, task: Task, device: torch.device) 
     with torch.inference_mode():
         for start in range(0, len(split.cases.labels), batch):
             rows = slice(start, start + batch)
-            outputs = network(torch.from_numpy(np.array(images[rows])).to(device)).float()
-            losses.append(task.loss(outputs, split.targets[rows].to(device)).cpu())
-            scores.append(task.scores(outputs).cpu())
+            inputs, targets = task.inputs(torch.from_numpy(np.array(images[rows])), split.targets[rows], None)
+            outputs, targets = task.infer(network, inputs.to(device)).float(), targets.to(device)
+            losses.append(task.loss(outputs, targets).cpu())
+            scores.append(task.scores(outputs, targets).cpu())
     return Predictions(torch.cat(scores).numpy(), torch.cat(losses).numpy(), time.perf_counter() - started)
 
 
 def exact_metrics(predictions: Predictions, split: Split, task: Task, basis: Basis) -> Evaluation:
     """Return the metrics as they are; undefined ones, and a loss that is not finite, are left out."""
     loss = float(predictions.losses.mean())
-    return Evaluation(
-        basis,
-        images=len(split.cases.labels),
-        patients=split.cases.patient_count,
-        loss=loss if math.isfinite(loss) else None,
-        seconds=predictions.seconds,
-        **task.metrics(predictions.scores, split.targets.numpy()),
-    )
+    known = {
+        "images": len(split.cases.labels),
+        "patients": split.cases.patient_count,
+        "loss": loss if math.isfinite(loss) else None,
+        "seconds": predictions.seconds,
+    }
+    return evaluation_of(basis, known | task.metrics(predictions.scores, split.targets.numpy()))
 
 
 def noised_metrics(predictions: Predictions, split: Split, task: Task, noise_multiplier: float) -> Evaluation:
@@ -78,7 +78,7 @@ def noised_metrics(predictions: Predictions, split: Split, task: Task, noise_mul
     deviation = noise_multiplier * tally.sensitivity
     noise = SecureNoise().like(torch.from_numpy(tally.values), deviation).numpy()
     noised = Tally(tally.values + noise, tally.sensitivity, deviation)
-    return Evaluation("noised", seconds=predictions.seconds, **task.metrics_of(noised))
+    return evaluation_of("noised", {"seconds": predictions.seconds} | task.metrics_of(noised))
 
 
 def evaluate(network: nn.Module, split: Split, task: Task, device: torch.device) -> dict[str, float]:

@@ -25,7 +25,7 @@ from common.errors import DataError, UsageError, WardroundError
 from common.files import write_atomically
 from common.kit import Kit
 from common.privacy import epsilon_of
-from common.release import METRIC_FIELDS
+from common.release import meaning_of
 
 MOST_POINTS = 24
 """Most points of a curve of the budget over time: each takes the accountant a moment."""
@@ -273,5 +273,5 @@ def _fields(releases: Iterable[Release]) -> tuple[Field, ...]:
     for release in releases:
         for name in release.fields:
             counts[name] = counts.get(name, 0) + 1
-    meanings = METRIC_FIELDS | TEXTS
-    return tuple(Field(name, meanings.get(name, "not known to this version"), counts[name]) for name in sorted(counts))
+    unknown = "not known to this version"
+    return tuple(Field(name, TEXTS.get(name) or meaning_of(name) or unknown, counts[name]) for name in sorted(counts))

@@ -33,6 +33,7 @@ from common.errors import JobError, UsageError
 from common.job import Job
 from common.privacy import sampling_rate
 from common.selection import planned_steps
+from common.tasks.parameters import kind_of
 from common.tasks.task import Task
 
 OF_PHASE = 998_244_353
@@ -141,6 +142,7 @@ class _Trainer:
     ) -> None:
         self.network, self.cases, self.targets, self.task, self.job = network, cases, targets, task, job
         self.optimizer, self.pull, self.device = optimizer, pull, device
+        self.truth = kind_of(job.task.kind).truth
         self.mixed = job.training.mixed_precision and device.type == "cuda"
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.mixed)
         settings = job.training
@@ -193,7 +195,7 @@ class _Trainer:
         privacy, usual = self.job.privacy, _images_a_unit(self.job, self.cases)
         if privacy.engine != "auto":
             return ENGINES[privacy.engine]
-        work = Workload(self.cases.images.shape[1:], self.job.task.labels, usual, privacy.physical_batch)
+        work = Workload(self.task.input_shape(self.cases.images.shape[1:]), usual, privacy.physical_batch)
         return ENGINES[remembered_engine(self.network, self.task, work, self.job, cache)]
 
     def _before_step(self) -> None:
@@ -206,9 +208,11 @@ class _Trainer:
 
     def _load(self, rows: np.ndarray, random: torch.Generator) -> tuple[Tensor, Tensor]:
         images = torch.from_numpy(np.asarray(self.cases.images[rows]))  # indexing by rows has copied them
+        targets = self.targets[torch.from_numpy(rows)]
         if self.job.data.augment == "light":
-            images = augmented(images, random)
-        return images.to(self.device), self.targets[torch.from_numpy(rows)].to(self.device)
+            images, targets = augmented(images, targets, self.truth, random)
+        inputs, targets = self.task.inputs(images, targets, random)
+        return inputs.to(self.device), targets.to(self.device)
 
     def _precision(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, dtype=torch.float16) if self.mixed else nullcontext()

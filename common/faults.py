@@ -22,6 +22,18 @@ def explain(error: ValidationError, model: type[BaseModel], source: str, text: s
     return "\n".join(lines.values())
 
 
+def explain_parameter(error: ValidationError, owner: str, kind: type[BaseModel]) -> str:
+    """Return one line for the first fault that `kind` found in the parameters of `owner`, e.g. `task "detection"`."""
+    known = {field.alias or name: field.description or "" for name, field in kind.model_fields.items()}
+    fault = error.errors()[0]
+    name = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] != "extra_forbidden":
+        return f'"parameters.{name}": {fault["msg"].lower()}, got {fault["input"]!r} ({known.get(name, "")})'
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+    hint = f'did you mean "{near[0]}" ({known[near[0]]})?' if near else f"it has {', '.join(known) or 'none'}"
+    return f'"parameters.{name}": {owner} has no such parameter: {hint}'
+
+
 def meanings_of(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield every key of a model by its dotted name, tables before their keys, with its one line of meaning."""
     for name, field in model.model_fields.items():

@@ -23,6 +23,8 @@ from common.files import read_text
 from common.section import Name as Name
 from common.section import Section as Section
 from common.strategies import Parameters, read_parameters
+from common.tasks.parameters import PARAMETERS as TASK_PARAMETERS
+from common.tasks.parameters import TaskParameters, kind_of, read_task_parameters
 
 
 class TaskSection(Section):
@@ -30,16 +32,37 @@ class TaskSection(Section):
 
     kind: Name = Field("classification", description="the task, by name in the table of tasks")
     labels: tuple[str, ...] = Field(
-        description="the label values, in the order of the model's outputs; two of them: binary, the second is positive"
+        (),
+        description="the label values, in the order of the model's outputs; two of them: binary, the second is "
+        "positive. For segmentation and detection: the structures' names",
     )
-    multilabel: bool = Field(False, description="whether an image can have several labels at once (or none)")
+    multilabel: bool = Field(
+        False, description="classification: whether an image can have several labels at once (or none)"
+    )
+    parameters: dict[str, int | float | str | bool] = Field(
+        default_factory=dict, description="the task's own parameters (`wardround job tasks` lists them)"
+    )
+
+    @property
+    def known_parameters(self) -> TaskParameters:
+        """The task's parameters, defaults filled in; empty for a task from elsewhere."""
+        return read_task_parameters(self.kind, self.parameters)
 
     @model_validator(mode="after")
     def _labels_are_distinct(self) -> TaskSection:
         if len(set(self.labels)) != len(self.labels) or any(not label.strip() for label in self.labels):
             raise ValueError("labels must be different and not empty")
-        if len(self.labels) < (1 if self.multilabel else 2):
-            raise ValueError("labels needs at least two values (one with multilabel)")
+        if self.multilabel and self.kind != "classification" and self.kind in TASK_PARAMETERS:
+            raise ValueError(f"multilabel is for classification: leave it out with {self.kind}")
+        fewest = kind_of(self.kind).fewest_labels
+        if len(self.labels) < (1 if self.multilabel else fewest):
+            some = "one value" if fewest == 1 else "two values (one with multilabel)"
+            raise ValueError(f"labels needs at least {some}")
+        return self
+
+    @model_validator(mode="after")
+    def _parameters_are_the_tasks(self) -> TaskSection:
+        _ = self.known_parameters
         return self
 
 
@@ -52,6 +75,18 @@ class DataSection(Section):
         min_length=2,
         max_length=3,
         description="input size in pixels: [rows, columns] or [slices, rows, columns]",
+    )
+    spacing: tuple[Annotated[float, Field(gt=0, le=1000)], ...] = Field(
+        (),
+        max_length=3,
+        description="mm between pixels, in the order of size: images are brought to it, then cropped or padded about "
+        "the middle to size (default: stretched to size, whatever they measure)",
+    )
+    patch: tuple[Annotated[int, Field(ge=8, le=4096)], ...] = Field(
+        (),
+        max_length=3,
+        description="train on random patches of this many pixels, and predict whole images window by window "
+        "(default: whole images)",
     )
     channels: Literal[1, 3] = Field(1, description="1 for grey, 3 for colour")
     augment: Literal["none", "light"] = Field("none", description='"light": small shifts and, for images, flips')
@@ -72,6 +107,17 @@ class DataSection(Section):
     def table(self) -> bool:
         """Whether cases are rows of a table, and not images."""
         return bool(self.features)
+
+    @model_validator(mode="after")
+    def _axes_agree(self) -> DataSection:
+        for name, given in (("spacing", self.spacing), ("patch", self.patch)):
+            if given and len(given) != len(self.size):
+                raise ValueError(f"{name} has {len(given)} numbers, but size has {len(self.size)}: one for each axis")
+            if given and self.table:
+                raise ValueError(f"{name} is for images: leave it out with a table")
+        if any(part > whole for part, whole in zip(self.patch, self.size, strict=False)):
+            raise ValueError(f"patch {list(self.patch)} is larger than size {list(self.size)}")
+        return self
 
     @model_validator(mode="after")
     def _constants_fit_the_features(self) -> DataSection:
@@ -161,7 +207,10 @@ class AggregationSection(Section):
         ge=0,
         description="how long a run waits for sites where a person must approve it; then they count as refused",
     )
-    criterion: Name = Field("auc", description="the validation metric by which the best model is kept")
+    criterion: Name = Field(
+        "auc",
+        description="the validation metric by which the best model is kept (default: the task's: auc, dice, ...)",
+    )
     max_failed_rounds: int = Field(3, ge=1, description="rounds in a row without quorum before the run stops as failed")
 
     @property
@@ -239,6 +288,24 @@ class Job(Section):
     training: TrainingSection = TrainingSection()
     aggregation: AggregationSection = AggregationSection()
     privacy: PrivacySection = PrivacySection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _criterion_is_the_tasks(cls, given: Any) -> Any:
+        """Write the task's own criterion in where the job names none, so that it is part of the digest."""
+        task, aggregation = (given.get(name) for name in ("task", "aggregation")) if isinstance(given, dict) else (0, 0)
+        if not isinstance(task, dict) or not isinstance(aggregation, dict | None) or "criterion" in (aggregation or {}):
+            return given
+        kind = task.get("kind", "classification")
+        return given | {"aggregation": {**(aggregation or {}), "criterion": kind_of(str(kind)).criterion}}
+
+    @model_validator(mode="after")
+    def _task_fits_the_data(self) -> Job:
+        if self.data.patch and kind_of(self.task.kind).truth == "label":
+            raise ValueError(f"data.patch is for tasks that say something of each place: not for {self.task.kind}")
+        if self.data.table and kind_of(self.task.kind).truth != "label":
+            raise ValueError(f"data.features: {self.task.kind} is of images, not of a table's rows")
+        return self
 
     @model_validator(mode="after")
     def _sites_fit_the_quorum(self) -> Job:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -11,12 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 from common.job import key_table, read_job
+from common.section import Section
 from common.strategies import PARAMETERS, parameters_of
+from common.tasks.parameters import PARAMETERS as TASK_PARAMETERS
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
-    help="Check a job file, or list the keys and the strategies that a job may have.",
+    help="Check a job file, or list the keys, tasks and strategies that a job may have.",
 )
 
 
@@ -30,10 +33,9 @@ def check(
     Example: wardround job check job.toml
     """
     from common.networks import build_network  # torch: only here
-    from common.tasks.registry import build_task
 
     found = read_job(job)
-    build_network(found, build_task(found.task).outputs)
+    build_network(found)
     if as_json:
         typer.echo(json.dumps({"digest": found.digest, "job": json.loads(found.canonical_json())}))
         return
@@ -68,23 +70,39 @@ def strategies(
 
     Example: wardround job strategies
     """
+    _list(PARAMETERS, ("strategy", "source", "aggregation.parameters"), markdown)
+
+
+@app.command()
+def tasks(
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+) -> None:
+    """List the tasks that come with Ward Round, each with what it does and its parameters.
+
+    Example: wardround job tasks
+    """
+    _list(TASK_PARAMETERS, ("task", "what it does", "task.parameters"), markdown)
+
+
+def _list(kinds: Mapping[str, type[Section]], headings: tuple[str, str, str], markdown: bool) -> None:
+    """Print a table of the kinds by name, and outside Markdown each parameter's meaning."""
     rows = [
         (
-            strategy,
+            name,
             kind.__doc__ or "",
-            ", ".join(f"{name} = {default}" if default else name for name, default, _ in parameters_of(kind)),
+            ", ".join(f"{key} = {default}" if default else key for key, default, _ in parameters_of(kind)),
         )
-        for strategy, kind in PARAMETERS.items()
+        for name, kind in kinds.items()
     ]
     if markdown:
-        typer.echo("| strategy | source | parameters |\n|---|---|---|")
-        for strategy, source, parameters in rows:
-            typer.echo(f"| `{strategy}` | {source} | {parameters} |")
+        typer.echo(f"| {headings[0]} | {headings[1]} | parameters |\n|---|---|---|")
+        for name, about, parameters in rows:
+            typer.echo(f"| `{name}` | {about} | {parameters} |")
         return
-    table = Table("strategy", "source", "aggregation.parameters")
+    table = Table(*headings)
     for row in rows:
         table.add_row(*row)
     Console().print(table, markup=False)
-    for strategy, kind in PARAMETERS.items():
-        for name, _, meaning in parameters_of(kind):
-            Console().print(f"{strategy}.{name}: {meaning}", markup=False, highlight=False)
+    for name, kind in kinds.items():
+        for key, _, meaning in parameters_of(kind):
+            Console().print(f"{name}.{key}: {meaning}", markup=False, highlight=False)

@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,12 +29,14 @@ from common.errors import JobError
 from common.job import Job
 from common.standardisation import Standardised, standardise_weights
 from common.tasks.registry import build_task
+from common.tasks.task import Task
 from common.update import Tensors, check_tensors
 
 ENTRY_POINTS = "wardround.networks"
 MAX_GROUPS = 8
 MAX_PARAMETERS = 10**9
 MAX_DEPTH = 100
+MAX_WIDTH, MAX_LEVELS = 1024, 8
 Parameters = Mapping[str, int | float | str | bool]
 Builder = Callable[[int, int, int, Parameters], nn.Module]
 """Builds a network from: spatial dimensions (2 or 3), input channels, outputs, the job's own parameters."""
@@ -44,12 +46,14 @@ Builder = Callable[[int, int, int, Parameters], nn.Module]
 class Architecture:
     """A network that a job can name: how it is built, the parameters that a job may give it, and what it is for.
 
-    One for tables is built with 1 dimension and as many channels as there are features.
+    One for tables is built with 1 dimension and as many channels as there are features. `gives`: a value for each of
+    its outputs, or a map of them over the image.
     """
 
     build: Builder
     parameters: tuple[str, ...] = ()
     table: bool = False
+    gives: Literal["values", "map"] = "values"
 
 
 def small_cnn(
@@ -127,6 +131,26 @@ def _efficientnet_b0(dimensions: int, channels: int, outputs: int, _: Parameters
     return network
 
 
+def _unet(dimensions: int, channels: int, outputs: int, parameters: Parameters) -> nn.Module:
+    """MONAI's UNet of `levels` levels, the first of `width` channels and each further one of twice as many."""
+    from monai.networks.nets.unet import UNet
+
+    settings: dict[str, Any] = {"width": 16, "levels": 4, "residual_units": 1, "dropout": 0.0, **parameters}
+    width, levels = settings["width"], settings["levels"]
+    if not 1 <= width <= MAX_WIDTH or not 2 <= levels <= MAX_LEVELS:
+        raise ValueError(f"width must be from 1 to {MAX_WIDTH}, levels from 2 to {MAX_LEVELS}")
+    network: nn.Module = UNet(
+        spatial_dims=dimensions,
+        in_channels=channels,
+        out_channels=outputs,
+        channels=[width * 2**level for level in range(levels)],
+        strides=[2] * (levels - 1),
+        num_res_units=settings["residual_units"],
+        dropout=settings["dropout"],
+    )
+    return network
+
+
 NETWORKS: dict[str, Architecture] = {
     "small-cnn": Architecture(_small_cnn, ("width", "weight_standardisation")),
     "densenet121": Architecture(
@@ -145,13 +169,14 @@ NETWORKS: dict[str, Architecture] = {
         ),
     ),
     "efficientnet-b0": Architecture(_efficientnet_b0),
+    "unet": Architecture(_unet, ("width", "levels", "residual_units", "dropout"), gives="map"),
     "linear": Architecture(_linear, table=True),
     "mlp": Architecture(_mlp, ("hidden", "depth", "dropout"), table=True),
 }
 """To add a network: one line. A third party's comes by entry point: an `Architecture` in the group ENTRY_POINTS."""
 
 
-def build_network(job: Job, outputs: int) -> nn.Module:
+def build_network(job: Job) -> nn.Module:
     """Return the job's network with the weights of the job's seed: the same bits on every machine of one torch version.
 
     Raises
@@ -160,13 +185,13 @@ def build_network(job: Job, outputs: int) -> nn.Module:
         There is no network of that name (the message has the nearest), it does not take a parameter of the job's, or
         it can't work on images of the job's size.
     """
-    architecture = check_network(job, outputs)
+    architecture, task = check_network(job), build_task(job)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.seed)
-        return _assembled(job, architecture, outputs)
+        return _assembled(job, architecture, task)
 
 
-def check_network(job: Job, outputs: int) -> Architecture:
+def check_network(job: Job) -> Architecture:
     """Return what the job's network is made by. Raises JobError as `build_network` does, without making its weights."""
     architecture = _architecture(job.network.name)
     if architecture.table != job.data.table:
@@ -176,14 +201,20 @@ def check_network(job: Job, outputs: int) -> Architecture:
             f"and the job has {'a table (data.features)' if job.data.table else 'images'}: choose one of {fit}"
         )
     _check_parameters(job, architecture)
-    _check_shape(job, architecture, outputs)
+    _check_shape(job, architecture, build_task(job))
     return architecture
 
 
-def _assembled(job: Job, architecture: Architecture, outputs: int) -> nn.Module:
+def case_shape(job: Job) -> tuple[int, ...]:
+    """Return the shape of a case as it is kept: (C, *size), or (F,) of a table's row."""
+    return (len(job.data.features),) if job.data.table else (job.data.channels, *job.data.size)
+
+
+def _assembled(job: Job, architecture: Architecture, task: Task) -> nn.Module:
     if job.data.table:
-        return make_private_ready(architecture.build(1, len(job.data.features), outputs, job.network.parameters))
-    network = architecture.build(len(job.data.size), job.data.channels, outputs, job.network.parameters)
+        return make_private_ready(architecture.build(1, len(job.data.features), task.outputs, job.network.parameters))
+    channels, *seen = task.input_shape(case_shape(job))
+    network = architecture.build(len(seen), channels, task.outputs, job.network.parameters)
     made = make_private_ready(network)
     return Standardised(made) if job.data.scale == "standard" else made
 
@@ -204,23 +235,32 @@ def _check_parameters(job: Job, architecture: Architecture) -> None:
         raise JobError(f'"network.parameters": {job.network.name} takes no parameter "{unknown}": {hint}')
 
 
-def _check_shape(job: Job, architecture: Architecture, outputs: int) -> None:
-    """Try the network on an image of the job's size without its numbers: that takes neither memory nor long."""
-    name, size = job.network.name, list(job.data.size)
+def _check_shape(job: Job, architecture: Architecture, task: Task) -> None:
+    """Try the network on an input of the job's size without its numbers: that takes neither memory nor long."""
+    name, seen = job.network.name, task.input_shape(case_shape(job))
     try:
         with torch.device("meta"):
-            network = _assembled(job, architecture, outputs)
+            network = _assembled(job, architecture, task)
     except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise JobError(f'"network.parameters": {name} can\'t be built with them: {_first_line(error)}') from error
     if sum(parameter.numel() for parameter in network.parameters()) > MAX_PARAMETERS:
         raise JobError(f'"network.parameters": they make {name} larger than {MAX_PARAMETERS:,} weights')
+    key, extent = ("data.patch" if job.data.patch else "data.size"), list(seen if job.data.table else seen[1:])
     try:
-        form = (len(job.data.features),) if job.data.table else (job.data.channels, *size)
-        found = network(torch.empty(2, *form, device="meta"))
+        found = tuple(network(torch.empty(2, *seen, device="meta")).shape)
     except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
-        raise JobError(f'"data.size": {name} can\'t work on images of {size}: {_first_line(error)}') from error
-    if tuple(found.shape) != (2, outputs):
-        raise JobError(f'"network.parameters": they give {name} another output than the task\'s {outputs} values')
+        raise JobError(f'"{key}": {name} can\'t work on images of {extent}: {_first_line(error)}') from error
+    wanted = (2, *task.output_shape(seen))
+    if found == wanted:
+        return
+    if len(found) != len(wanted):
+        gives = "map" if len(wanted) > 2 else "values"
+        fit = ", ".join(name for name, one in NETWORKS.items() if one.gives == gives and not one.table)
+        raise JobError(f'"network.name": {name} is not for {job.task.kind}: choose one of {fit}')
+    raise JobError(
+        f'"network.parameters": {name} gives {list(found[1:])} for an input of {list(seen)}, and {job.task.kind} needs '
+        f"{list(wanted[1:])}: change them, or {key}"
+    )
 
 
 def _nearest(name: str, known: Collection[str]) -> str:
@@ -259,7 +299,7 @@ def load_tensors(network: nn.Module, tensors: Mapping[str, np.ndarray]) -> None:
 
 def initial_model(job: Job) -> Tensors:
     """Return the parameters with which every run of the job starts. Raises JobError as `build_network` does."""
-    return tensors_of(build_network(job, build_task(job.task).outputs))
+    return tensors_of(build_network(job))
 
 
 def local_names(job: Job) -> frozenset[str]:
@@ -275,7 +315,7 @@ def local_names(job: Job) -> frozenset[str]:
     if not job.aggregation.keeps_layers:
         return frozenset()
     patterns, default = job.aggregation.local_layers, job.aggregation.known_parameters.keeps
-    network = build_network(job, build_task(job.task).outputs)
+    network = build_network(job)
     names = list(network.state_dict())
     if unmatched := next((pattern for pattern in patterns if not fnmatch.filter(names, pattern)), None):
         raise JobError(

@@ -6,12 +6,14 @@ Every number stands in a class that says what it depends on, and those that depe
     declared   of a split, or a count, that the hospital's policy declares releasable
     exact      of a job without differential privacy, which the hospital's policy allows
 
-To let a task report a further metric is to add one field to `Evaluation`.
+To let a task report a further metric is to add one field to `Evaluation`; and one to `ByLabel` where each label has its
+own.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
@@ -57,6 +59,22 @@ class Training:
 
 
 @dataclass(frozen=True)
+class ByLabel:
+    """Metrics of one label of the job, in the order of its labels. On the wire: `eval.NAME.K`, K from 0."""
+
+    auc: float | None = _number("area under the ROC curve")
+    sensitivity: float | None = _number("share of positives found")
+    specificity: float | None = _number("share of negatives found")
+    dice: float | None = _number("Dice overlap")
+    surface_dice: float | None = _number("share of the surface that agrees within the task's tolerance")
+    hd95: float | None = _number("95th percentile of the distance between surfaces (mm with data.spacing, else pixels)")
+
+
+MOST_LABELS = 256
+"""Metrics of a label leave for at most so many labels."""
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Metrics of a model on a validation or test split. None: undefined, or not released."""
 
@@ -76,7 +94,20 @@ class Evaluation:
     specificity: float | None = _number("share of negatives found (mean over labels)")
     specificity_low: float | None = _number("lower end of its 95 % interval")
     specificity_high: float | None = _number("upper end of its 95 % interval")
+    sensitivity_at_specificity: float | None = _number("sensitivity at the task's fixed specificity")
+    brier: float | None = _number("Brier score (lower is better)")
+    ece: float | None = _number("expected calibration error (lower is better)")
+    dice: float | None = _number("Dice overlap (mean over structures)")
+    dice_low: float | None = _number("lower end of its 95 % interval")
+    dice_high: float | None = _number("upper end of its 95 % interval")
+    surface_dice: float | None = _number("share of the surfaces that agree within the task's tolerance")
+    surface_dice_low: float | None = _number("lower end of its 95 % interval")
+    surface_dice_high: float | None = _number("upper end of its 95 % interval")
+    hd95: float | None = _number("95th percentile of the distance between surfaces (mm with data.spacing, else pixels)")
+    hd95_low: float | None = _number("lower end of its 95 % interval")
+    hd95_high: float | None = _number("upper end of its 95 % interval")
     seconds: float | None = _number("seconds spent in evaluation")
+    by_label: tuple[ByLabel, ...] = ()
 
 
 Part = Operation | Accounting | Training | Evaluation
@@ -97,7 +128,12 @@ class Numbers:
             f"{prefix}.{item.name}": float(value)
             for prefix, part in self._parts()
             for item in fields(part)
-            if item.name != "basis" and (value := getattr(part, item.name)) is not None
+            if item.name not in NO_NUMBERS and (value := getattr(part, item.name)) is not None
+        } | {
+            f"eval.{item.name}.{number}": float(value)
+            for number, label in enumerate(self.evaluation.by_label if self.evaluation else ())
+            for item in fields(label)
+            if (value := getattr(label, item.name)) is not None
         }
 
     def bases(self) -> dict[str, Basis]:
@@ -109,13 +145,44 @@ class Numbers:
         yield from ((prefix, part) for prefix, part in (*parts, ("eval", self.evaluation)) if part is not None)
 
 
+NO_NUMBERS = frozenset({"basis", "by_label"})
+LABEL_FIELDS: dict[str, str] = {item.name: item.metadata["meaning"] for item in fields(ByLabel)}
 METRIC_FIELDS: dict[str, str] = {
     f"{prefix}.{item.name}": item.metadata["meaning"]
     for prefix, kind in (("train", Operation), ("train", Training), ("privacy", Accounting), ("eval", Evaluation))
     for item in fields(kind)
-    if item.name != "basis"
+    if item.name not in NO_NUMBERS
 }
-"""Every number's name on the wire with its meaning: read off the types above."""
+"""Every number's name on the wire with its meaning: read off the types above. A label's own have its place behind."""
+
+
+def meaning_of(name: str) -> str | None:
+    """Return the meaning of a number by its name on the wire, that of a label too; None for a name that no type has."""
+    if name in METRIC_FIELDS:
+        return METRIC_FIELDS[name]
+    place = _place_of(name)
+    return f"{LABEL_FIELDS[place[0]]}, of the job's label {place[1]} (from 0)" if place else None
+
+
+def evaluation_of(basis: Basis, values: Mapping[str, Any]) -> Evaluation:
+    """Return an evaluation of numbers by their names: `NAME`, or `NAME.K` for that of the K-th label."""
+    labels: dict[int, dict[str, float]] = {}
+    whole: dict[str, Any] = {}
+    for name, value in values.items():
+        if place := _place_of(f"eval.{name}"):
+            labels.setdefault(place[1], {})[place[0]] = value
+        else:
+            whole[name] = value
+    by_label = tuple(ByLabel(**labels.get(number, {})) for number in range(max(labels, default=-1) + 1))
+    return Evaluation(basis, **whole, by_label=by_label)
+
+
+def _place_of(name: str) -> tuple[str, int] | None:
+    """The field and the label's place behind a label's number; None for any other name."""
+    found = re.fullmatch(r"eval\.([a-z0-9_]+)\.(0|[1-9][0-9]{0,2})", name)
+    if found is None or found[1] not in LABEL_FIELDS or int(found[2]) >= MOST_LABELS:
+        return None
+    return found[1], int(found[2])
 
 
 def numbers_of(values: Mapping[str, object], bases: Mapping[str, object]) -> Numbers:
@@ -127,23 +194,27 @@ def numbers_of(values: Mapping[str, object], bases: Mapping[str, object]) -> Num
         A name that no type has, a value that is not a finite number, or a basis that is missing or unknown.
     """
     for name, value in values.items():
-        if name not in METRIC_FIELDS:
+        if meaning_of(name) is None:
             raise UpdateError(f'the answer has a metric "{name[:60]}" that is not on the allow-list')
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise UpdateError(f'the answer\'s metric "{name}" is not a finite number')
-    training, evaluation = _named(values, "train", Training), _named(values, "eval", Evaluation)
+    training, evaluation = _named(values, "train", Training), _evaluated(values)
     accounting = _named(values, "privacy", Accounting)
     return Numbers(
         Operation(**_named(values, "train", Operation)),
         Accounting(**accounting) if accounting else None,
         Training(_basis(bases, "train"), **training) if training or "train" in bases else None,
-        Evaluation(_basis(bases, "eval"), **evaluation) if evaluation or "eval" in bases else None,
+        evaluation_of(_basis(bases, "eval"), evaluation) if evaluation or "eval" in bases else None,
     )
 
 
 def _named(values: Mapping[str, object], prefix: str, kind: type[Part]) -> dict[str, Any]:
-    names = {item.name for item in fields(kind)} - {"basis"}
+    names = {item.name for item in fields(kind)} - NO_NUMBERS
     return {name: values[f"{prefix}.{name}"] for name in sorted(names) if f"{prefix}.{name}" in values}
+
+
+def _evaluated(values: Mapping[str, object]) -> dict[str, Any]:
+    return {name.removeprefix("eval."): values[name] for name in sorted(values) if name.startswith("eval.")}
 
 
 def _basis(bases: Mapping[str, object], prefix: str) -> Basis:

@@ -5,11 +5,11 @@ What a strategy does with them stands in `server/strategies` (and what a site do
 
 from __future__ import annotations
 
-import difflib
 from typing import Any, ClassVar
 
 from pydantic import Field, ValidationError
 
+from common.faults import explain_parameter
 from common.section import Section
 
 
@@ -201,22 +201,11 @@ def read_parameters(strategy: str, given: dict[str, Any], proximal_mu: float) ->
     try:
         return kind.model_validate(given)
     except ValidationError as error:
-        raise ValueError(_explain(error, strategy, kind)) from None
+        raise ValueError(explain_parameter(error, f'strategy "{strategy}"', kind)) from None
 
 
-def _explain(error: ValidationError, strategy: str, kind: type[Parameters]) -> str:
-    known = {field.alias or name: field.description or "" for name, field in kind.model_fields.items()}
-    fault = error.errors()[0]
-    name = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] != "extra_forbidden":
-        return f'"parameters.{name}": {fault["msg"].lower()}, got {fault["input"]!r} ({known.get(name, "")})'
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
-    hint = f'did you mean "{near[0]}" ({known[near[0]]})?' if near else f"it has {', '.join(known) or 'none'}"
-    return f'"parameters.{name}": strategy "{strategy}" has no such parameter: {hint}'
-
-
-def parameters_of(kind: type[Parameters]) -> list[tuple[str, str, str]]:
-    """Return a strategy's parameters: symbol, default as TOML has it ("" for none), meaning."""
+def parameters_of(kind: type[Section]) -> list[tuple[str, str, str]]:
+    """Return a strategy's or a task's parameters: symbol, default as TOML has it ("" for none), meaning."""
     return [
         (field.alias or name, _toml(field.get_default()), field.description or "")
         for name, field in kind.model_fields.items()

@@ -52,9 +52,8 @@ class Actions:
         check_sites(job, read_roster(self._kit.folder / "roster"))
         with _ONE_AT_A_TIME:
             from common.networks import check_network  # torch, at the first job only
-            from common.tasks.registry import build_task
 
-            check_network(job, build_task(job.task).outputs)
+            check_network(job)
         return job
 
     def plan(self, person: Person, toml: str) -> PrivacyPlan:

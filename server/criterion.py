@@ -10,7 +10,7 @@ from common.errors import JobError
 from common.release import METRIC_FIELDS
 from server.records import Kept, SiteRound, weighted_mean
 
-LOWER_IS_BETTER = frozenset({"loss"})
+LOWER_IS_BETTER = frozenset({"loss", "brier", "ece", "hd95"})
 _NOT_A_QUALITY = ("images", "patients", "seconds")
 
 

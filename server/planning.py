@@ -22,9 +22,8 @@ def plan_job(job: Job, known: Mapping[str, int] | None = None, left: Mapping[str
     `known` are training patients (or images, as the job's unit is) by site, `left` the epsilon a site still allows.
     """
     from common.networks import build_network
-    from common.tasks.registry import build_task
 
-    network = build_network(job, build_task(job.task).outputs)
+    network = build_network(job)
     parameters = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     return plan_privacy(job, parameters, units=known or {}, left=left)
 

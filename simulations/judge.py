@@ -60,8 +60,8 @@ class Judge:
 
         `training`: whose training split scales a table for the model; None: each hospital's own.
         """
-        self._task, self._device = build_task(job.task), device
-        self._network = build_network(job, self._task.outputs).to(device)
+        self._task, self._device = build_task(job), device
+        self._network = build_network(job).to(device)
         tests: dict[str, CaseSet] = {}
         for name in _evenly(tuple(population), section.sites):
             splits = dict(population[name].splits)
@@ -128,7 +128,7 @@ class Judge:
         return rows
 
     def _split(self, cases: CaseSet) -> Split:
-        return Split(cases, self._task.target(cases.labels))
+        return Split(cases, self._task.targets(cases))
 
     def _said(self, split: Split) -> Said:
         found = predict(self._network, split, self._task, self._device)

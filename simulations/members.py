@@ -61,12 +61,12 @@ class Workshop:
     @classmethod
     def of(cls, job: Job, device: torch.device) -> Workshop:
         """Build it. Raises JobError as the parts do."""
-        task = build_task(job.task)
+        task = build_task(job)
         policy = Policy(
             collections=(job.data.collection,), require_privacy=False, metrics="exact", counts="public",
             max_epsilon_per_run=1e6, max_epsilon_for_life=1e6, min_patients=1, min_evaluation_patients=1,
         )  # fmt: skip
-        return cls(job, build_network(job, task.outputs).to(device), task, local_names(job), device, policy)
+        return cls(job, build_network(job).to(device), task, local_names(job), device, policy)
 
 
 @dataclass
@@ -149,10 +149,10 @@ class Member:
     def splits(self) -> dict[str, Split]:
         """The splits with their targets. Raises DataError for a label that the job does not name."""
         if self._splits is None:
-            target = self.workshop.task.target
+            targets = self.workshop.task.targets
             known = {name: cases for name, cases in self.hospital.splits.items() if cases.labels}
             cases_of = scaled(known, self.workshop.job.data)
-            self._splits = {name: Split(cases, target(cases.labels)) for name, cases in cases_of.items()}
+            self._splits = {name: Split(cases, targets(cases)) for name, cases in cases_of.items()}
         return self._splits
 
 

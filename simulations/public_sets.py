@@ -18,8 +18,9 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
-from client.dataset import CaseSet, as_case
+from client.dataset import CaseSet
 from client.intake import nifti
+from client.placing import as_case
 from common.errors import DataError, UsageError
 from common.job import DataSection
 from simulations.heart import FEATURES, hospitals

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
@@ -58,4 +58,4 @@ def seen_through(look: Look, cases: CaseSet, seed: tuple[int, ...]) -> CaseSet:
         images = images + np.float32(look.noise) * random.standard_normal(images.shape, dtype=np.float32)
     images = np.clip(images, 0, 1)
     shown = 1 - images if look.inverted else images
-    return CaseSet(shown.astype(np.float32), cases.labels, cases.patients)
+    return replace(cases, images=shown.astype(np.float32))

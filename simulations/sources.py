@@ -109,7 +109,7 @@ def open_source(wanted: Wanted) -> Source:
 
 def as_images(pixels: np.ndarray, wanted: DataSection) -> np.ndarray:
     """Return (N, rows, columns[, C]) of uint8, or of floats in [0, 1], as (N, C, *size) float32. Raises DataError."""
-    from client.dataset import as_case  # the deployment's own: simulated images are made as imported ones
+    from client.placing import as_case  # the deployment's own: simulated images are made as imported ones
 
     if pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[-1] not in (1, 3)):
         raise DataError(f"images must be (N, rows, columns) or (N, rows, columns, 1 or 3), got {pixels.shape}")
@@ -268,13 +268,15 @@ def joined(parts: Sequence[CaseSet]) -> CaseSet:
         np.concatenate([part.images for part in parts]),
         tuple(label for part in parts for label in part.labels),
         np.concatenate([part.patients + offset for part, offset in zip(parts, offsets, strict=True)]),
+        None if parts[0].truth is None else np.concatenate([np.asarray(part.truth) for part in parts]),
     )
 
 
 def rows_of(cases: CaseSet, rows: np.ndarray) -> CaseSet:
     """Return the cases at `rows`, their patients numbered anew."""
     _, patients = np.unique(cases.patients[rows], return_inverse=True)
-    return CaseSet(cases.images[rows], tuple(cases.labels[row] for row in rows), patients.astype(np.int64))
+    labels, truth = tuple(cases.labels[row] for row in rows), None if cases.truth is None else cases.truth[rows]
+    return CaseSet(cases.images[rows], labels, patients.astype(np.int64), truth)
 
 
 def _limited(source: Source, limit: int | None, seed: int) -> Source:

@@ -131,11 +131,11 @@ def run_in_process(registry: Registry, job: Job, sites: Mapping[str, AnswersRequ
 
 def judge(federation: LocalFederation, job: Job, model: Tensors) -> dict[str, float]:
     """Return the metrics of `model` on the referee's images, by name without "eval."."""
-    kit, task, device = federation.site_kit(REFEREE), build_task(job.task), pick_device("cpu")
+    kit, task, device = federation.site_kit(REFEREE), build_task(job), pick_device("cpu")
     cases = open_cases(Catalog(kit / CATALOG_FILE), job.data, "train", kit / CACHE_FOLDER)
-    network = build_network(job, task.outputs)
+    network = build_network(job)
     load_tensors(network, model)
-    found = evaluate(network, Split(cases, task.target(cases.labels)), task, device)
+    found = evaluate(network, Split(cases, task.targets(cases)), task, device)
     return {name.removeprefix("eval."): value for name, value in found.items()}
 
 

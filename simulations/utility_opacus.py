@@ -30,10 +30,10 @@ def train_with_opacus(job: Job, cases: CaseSet) -> tuple[Tensors, float]:
     """
     from opacus import PrivacyEngine
 
-    task, settings, privacy = build_task(job.task), job.training, job.privacy
-    network = build_network(job, task.outputs).train()
+    task, settings, privacy = build_task(job), job.training, job.privacy
+    network = build_network(job).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=settings.learning_rate, momentum=settings.momentum)
-    data = TensorDataset(torch.from_numpy(np.array(cases.images)), task.target(cases.labels))
+    data = TensorDataset(torch.from_numpy(np.array(cases.images)), task.targets(cases))
     epochs = max(1, round(settings.local_epochs * job.aggregation.rounds))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it recommends its secure mode, and tells of hooks without inputs' gradients

@@ -56,7 +56,7 @@ def acquired(headers: Sequence[Dataset]) -> Acquired:
         protocol=_protocol(header),
         sex=sex if (sex := _words(header, "PatientSex").upper()) in {"M", "F", "O"} else "",
         age=_decade(_words(header, "PatientAge")),
-        spacing=next((found for keyword in _SPACINGS if len(found := _numbers(header, keyword)) == 2), ()),
+        spacing=next((found for keyword in _SPACINGS if len(found := numbers(header, keyword)) == 2), ()),
         thickness=_number(header, "SliceThickness"),
         between=_number(header, "SpacingBetweenSlices"),
         orientation=_orientation(headers) if whole else (),
@@ -69,7 +69,7 @@ def place(frame: Dataset) -> tuple[npt.NDArray[np.float64] | None, float | None]
 
     The distance is that of Image Position (Patient) along the normal of Image Orientation (Patient), PS3.3 C.7.6.2.1.1.
     """
-    orientation, position = _numbers(frame, "ImageOrientationPatient"), _numbers(frame, "ImagePositionPatient")
+    orientation, position = numbers(frame, "ImageOrientationPatient"), numbers(frame, "ImagePositionPatient")
     if len(orientation) != 6 or len(position) != 3:
         return None, None
     normal = np.cross(np.asarray(orientation[:3]), np.asarray(orientation[3:]))
@@ -82,7 +82,7 @@ def place(frame: Dataset) -> tuple[npt.NDArray[np.float64] | None, float | None]
 
 def _orientation(headers: Sequence[Dataset]) -> tuple[float, ...]:
     """The direction cosines of all frames where they are the same; nothing where they differ."""
-    found = {tuple(round(number, 3) for number in _numbers(frame, "ImageOrientationPatient")) for frame in headers}
+    found = {tuple(round(number, 3) for number in numbers(frame, "ImageOrientationPatient")) for frame in headers}
     return found.pop() if len(found) == 1 else ()
 
 
@@ -119,8 +119,8 @@ def _words(header: Dataset, keyword: str, limit: int = _LONGEST) -> str:
     return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())[:limit]
 
 
-def _numbers(header: Dataset, keyword: str) -> tuple[float, ...]:
-    """An attribute's numbers; nothing when it is absent, broken or not finite."""
+def numbers(header: Dataset, keyword: str) -> tuple[float, ...]:
+    """Return an attribute's numbers; nothing when it is absent, broken or not finite."""
     try:
         value = header.get(keyword)
         found = tuple(float(number) for number in (value if hasattr(value, "__iter__") else [value]))
@@ -130,5 +130,5 @@ def _numbers(header: Dataset, keyword: str) -> tuple[float, ...]:
 
 
 def _number(header: Dataset, keyword: str) -> float | None:
-    found = _numbers(header, keyword)
+    found = numbers(header, keyword)
     return found[0] if len(found) == 1 else None

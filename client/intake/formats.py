@@ -6,9 +6,9 @@ from client.intake import dicom, nifti, raster, series, table
 from client.intake.image import FileRefusedError, Format
 
 FORMATS = (
-    Format("dicom", dicom.matches, dicom.inspect, dicom.frames, series.volume),
+    Format("dicom", dicom.matches, dicom.inspect, dicom.frames, series.volume, series.grid),
     Format("raster", raster.matches, raster.inspect, raster.frames),
-    Format("nifti", nifti.matches, nifti.inspect, nifti.frames, nifti.volume),
+    Format("nifti", nifti.matches, nifti.inspect, nifti.frames, nifti.volume, nifti.grid),
     Format("table", table.matches, table.inspect, table.frames),
 )
 PROBE = 3

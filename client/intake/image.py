@@ -80,12 +80,27 @@ class Facts:
 
 
 @dataclass(frozen=True)
+class Grid:
+    """Where the slices of a volume come from, and where they lie.
+
+    `order` has for each slice the place of its file among those given, and of its frame in that file. `spacing` is the
+    distance of slices, rows and columns in mm, None where the files do not say; a single image has a slice distance of
+    its thickness, or 1. `affine` takes (slice, row, column, 1) to x, y, z in mm towards the patient's left, posterior
+    and head (LPS, PS3.3 C.7.6.2.1.1); None where the files do not say.
+    """
+
+    order: tuple[tuple[int, int], ...]
+    spacing: tuple[float, float, float] | None = None
+    affine: npt.NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True)
 class Format:
     """One file format of the table `FORMATS`.
 
     `matches` looks at a file's first KiB. `inspect` reads the whole file, pixels included, and raises
     FileRefusedError. `frames` yields each 2D image; `volume` assembles one 3D image of one or several files and is
-    None for a format that has none.
+    None for a format that has none. `grid` says where the slices of such a volume, or the frames of a file, lie.
     """
 
     name: str
@@ -93,6 +108,7 @@ class Format:
     inspect: Callable[[Path], Facts]
     frames: Callable[[Path], Iterator[Pixels]]
     volume: Callable[[Sequence[Path]], Pixels] | None = None
+    grid: Callable[[Sequence[Path]], Grid] | None = None
 
 
 def one_line(error: BaseException, limit: int = 160) -> str:

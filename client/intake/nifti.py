@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from nibabel import orientations
 from nibabel.imageglobals import LoggingOutputSuppressor
 
-from client.intake.image import Acquired, Facts, FileRefusedError, Pixels, one_line
+from client.intake.image import Acquired, Facts, FileRefusedError, Grid, Pixels, one_line
 from client.intake.intensity import stretched
 from client.intake.sight import Sight
 
@@ -65,10 +66,47 @@ def volume(paths: Sequence[Path]) -> Pixels:
     return pixels
 
 
+def grid(paths: Sequence[Path]) -> Grid:
+    """Return where the slices of the one file lie: as `volume` orders them. Raises FileRefusedError."""
+    with _readable(paths[0]), _image(paths[0]) as image:
+        affine, shape = np.asarray(image.affine, dtype=np.float64), (*image.shape[:3], 1, 1, 1)[:3]
+    turn = _turn(affine)
+    turns: Any = orientations
+    turned = affine @ turns.inv_ornt_aff(turn, shape)  # of voxels turned as `_in_lps` turns them, in RAS+
+    columns_first = np.diag([-1.0, -1.0, 1.0, 1.0]) @ turned
+    in_lps = columns_first[:, [2, 1, 0, 3]]
+    spacing = np.linalg.norm(in_lps[:3, :3], axis=0)
+    slices = int(np.asarray(shape)[np.asarray(turn[:, 0], dtype=int).argsort()][2])
+    order = tuple((0, frame) for frame in range(slices))
+    return Grid(order, (float(spacing[0]), float(spacing[1]), float(spacing[2])), in_lps)
+
+
+def read_classes(path: Path) -> npt.NDArray[np.int64]:
+    """Return a label map's values as (slices, rows, columns), ordered as `volume` orders an image's.
+
+    Raises FileRefusedError when it is no label map: values that are not whole numbers.
+    """
+    with _readable(path):
+        values = _values(path)[0]
+    if not np.array_equal(values, np.rint(values)):
+        raise FileRefusedError("no mask: its values are not whole numbers")
+    return values.astype(np.int64)
+
+
 def _read(path: Path) -> tuple[Pixels, tuple[str, ...], Acquired]:
+    with _readable(path):
+        values, identifiers, how = _values(path)
+    if not np.isfinite(values).any():
+        raise FileRefusedError("the volume holds no finite value")
+    return stretched(values)[..., np.newaxis], identifiers, how
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn whatever nibabel raises for a broken file into one reason."""
     try:
         with LoggingOutputSuppressor():  # what nibabel makes of a broken header is in the reason
-            values, identifiers, how = _values(path)
+            yield
     except FileRefusedError:
         raise
     except EOFError as error:
@@ -76,13 +114,11 @@ def _read(path: Path) -> tuple[Pixels, tuple[str, ...], Acquired]:
     except Exception as error:  # foreign bytes make nibabel raise many kinds
         reason = one_line(error).replace(str(path), "it")
         raise FileRefusedError(f"the volume can't be decoded: {reason}") from error
-    if not np.isfinite(values).any():
-        raise FileRefusedError("the volume holds no finite value")
-    return stretched(values)[..., np.newaxis], identifiers, how
 
 
-def _values(path: Path) -> tuple[npt.NDArray[np.float32], tuple[str, ...], Acquired]:
-    """The values, scaled as the header says, as (slices, rows, columns) in LPS order; and how far apart they are."""
+@contextmanager
+def _image(path: Path) -> Iterator[Any]:
+    """The file as nibabel sees it, its values not read yet. A file's name does not tell its format."""
     with path.open("rb") as plain:
         packed = plain.read(2) == _GZIP
         plain.seek(0)
@@ -92,6 +128,12 @@ def _values(path: Path) -> tuple[npt.NDArray[np.float32], tuple[str, ...], Acqui
         two = 540 in {int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big")}
         image = (nibabel.Nifti2Image if two else nibabel.Nifti1Image).from_stream(stream)
         _check_shape(image)
+        yield image
+
+
+def _values(path: Path) -> tuple[npt.NDArray[np.float32], tuple[str, ...], Acquired]:
+    """The values, scaled as the header says, as (slices, rows, columns) in LPS order; and how far apart they are."""
+    with _image(path) as image:
         values = np.asarray(image.dataobj, dtype=np.float32)
     identifiers = [e for e in image.header.extensions if e.get_code() == _DICOM_EXTENSION]
     values = values.reshape((*values.shape[:3], 1, 1, 1)[:3])
@@ -113,9 +155,14 @@ def _distances(affine: npt.NDArray[Any]) -> Acquired:
 def _in_lps(values: npt.NDArray[np.float32], affine: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """Turn and flip the axes so that they run to left, posterior and superior, as near as the affine allows."""
     turns: Any = orientations
-    turn = turns.ornt_transform(turns.io_orientation(affine), turns.axcodes2ornt("LPS"))
-    turned: npt.NDArray[np.float32] = turns.apply_orientation(values, turn)
+    turned: npt.NDArray[np.float32] = turns.apply_orientation(values, _turn(affine))
     return turned
+
+
+def _turn(affine: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """For each axis of the file: which axis it becomes, and whether it is flipped (nibabel's orientation array)."""
+    turns: Any = orientations
+    return np.asarray(turns.ornt_transform(turns.io_orientation(affine), turns.axcodes2ornt("LPS")))
 
 
 def _check_shape(image: Any) -> None:

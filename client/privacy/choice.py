@@ -30,19 +30,18 @@ log = logging.getLogger("wardround.privacy")
 
 @dataclass(frozen=True)
 class Workload:
-    """What an engine is to work on: images of `shape` (C, *size), `labels` of them, how many a unit and at once."""
+    """What an engine is to work on: inputs of `shape` (C, *size), how many a unit and at once."""
 
     shape: tuple[int, ...]
-    labels: tuple[str, ...]
     images_a_unit: int
     at_once: int
 
     def sample(self, task: Task, sizes: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Sample:
-        """Return random images with labels in turn."""
+        """Return random images with made-up targets."""
         count = sum(sizes)
         random = torch.Generator().manual_seed(0)
         images = torch.rand(count, *self.shape, generator=random, dtype=dtype)
-        targets = task.target([self.labels[row % len(self.labels)] for row in range(count)])
+        targets = task.made_up(count, self.shape, random)
         targets = targets.to(dtype) if targets.is_floating_point() else targets
         return Sample(images.to(device), targets.to(device), sizes, self.at_once)
 

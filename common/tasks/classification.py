@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from common.errors import DataError
-from common.job import TaskSection
+from common.job import Job
+from common.tasks.calibration import brier, calibration_error, sensitivity_at
 from common.tasks.histogram import (
     Estimate,
     accuracy,
@@ -31,23 +32,35 @@ from common.tasks.histogram import (
     sensitivity,
     specificity,
 )
-from common.tasks.task import Tally
+from common.tasks.parameters import Classification as Parameters
+from common.tasks.task import Cases, Shape, Tally, WholeCases
 
 Z95 = float(norm.ppf(0.975))
 EDGE = 1e-9
+AT_SPECIFICITY = "sensitivity_at_specificity"
 
 
-class Classification:
+class Classification(WholeCases):
     """Images get one of K labels, or, with `multilabel`, any of them.
 
     Targets: (N,) int64 class indices, or (N, K) float32 of 0 and 1 with `multilabel`. Positives of a two-class task are
     those of the second label; with more classes or labels each one is judged against the rest and the mean is given.
     """
 
-    def __init__(self, section: TaskSection) -> None:
-        self.labels = section.labels
-        self.multilabel = section.multilabel
-        self.outputs = len(section.labels)
+    def __init__(self, job: Job) -> None:
+        self.labels = job.task.labels
+        self.multilabel = job.task.multilabel
+        self.outputs = len(job.task.labels)
+        parameters = job.task.known_parameters
+        self.specificity = parameters.specificity if isinstance(parameters, Parameters) else 0.95
+
+    def targets(self, cases: Cases) -> Tensor:
+        """Return the targets of cases from their labels."""
+        return self.target(cases.labels)
+
+    def made_up(self, count: int, shape: Shape, random: torch.Generator) -> Tensor:
+        """Return the labels in turn."""
+        return self.target([self.labels[row % self.outputs] for row in range(count)])
 
     def target(self, labels: Sequence[str]) -> Tensor:
         """Return the targets of images from their label texts; several labels are joined by "|"."""
@@ -68,14 +81,15 @@ class Classification:
             return functional.binary_cross_entropy_with_logits(outputs, targets, reduction="none").mean(dim=1)
         return functional.cross_entropy(outputs, targets, reduction="none")
 
-    def scores(self, outputs: Tensor) -> Tensor:
+    def scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return probabilities: (N, K)."""
         return torch.sigmoid(outputs) if self.multilabel else torch.softmax(outputs, dim=1)
 
     def metrics(self, scores: np.ndarray, targets: np.ndarray) -> dict[str, float]:
         """Return auc, accuracy, sensitivity and specificity, each with `_low` and `_high`, its 95 % interval.
 
-        One that is undefined is left out; all are, where a score is not a number: such a model has no performance.
+        And the sensitivity at the fixed specificity, the Brier score, and the calibration error. One that is undefined
+        is left out; all are, where a score is not a number: such a model has no performance.
         """
         if not np.isfinite(scores).all():
             return {}
@@ -93,6 +107,11 @@ class Classification:
                 [_proportion(int((~call & ~true).sum()), int((~true).sum())) for true, call, _ in columns],
                 "specificity",
             ),
+            **_mean_value(
+                [sensitivity_at(true, score, self.specificity) for true, _, score in columns], AT_SPECIFICITY
+            ),
+            **_mean_value([brier(true, score) for true, _, score in columns], "brier"),
+            **_mean_value([calibration_error(true, score) for true, _, score in columns], "ece"),
         }
 
     def tally(self, scores: np.ndarray, targets: np.ndarray, patients: np.ndarray) -> Tally:
@@ -159,6 +178,11 @@ def _proportion(hits: int, total: int) -> Estimate | None:
     interval = binomtest(hits, total).proportion_ci(0.95, "wilson")
     share = hits / total
     return share, min(share, float(interval.low)), max(share, float(interval.high))
+
+
+def _mean_value(values: Sequence[float | None], name: str) -> dict[str, float]:
+    known = [value for value in values if value is not None]
+    return {name: float(np.mean(known))} if known else {}
 
 
 def _mean(estimates: Sequence[Estimate | None], name: str) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The table of tasks. To add one: one file, one line here; a third party's comes by entry point."""
+"""The table of tasks. To add one: one file, one line here, and its parameters; a third party's comes by entry point."""
 
 from __future__ import annotations
 
@@ -7,26 +7,29 @@ from collections.abc import Callable
 from importlib import metadata
 
 from common.errors import JobError
-from common.job import TaskSection
+from common.job import Job
 from common.tasks.classification import Classification
+from common.tasks.segmentation import Segmentation
 from common.tasks.task import Task
 
 ENTRY_POINTS = "wardround.tasks"
 
-TASKS: dict[str, Callable[[TaskSection], Task]] = {
+TASKS: dict[str, Callable[[Job], Task]] = {
     "classification": Classification,
+    "segmentation": Segmentation,
 }
 
 
-def build_task(section: TaskSection) -> Task:
+def build_task(job: Job) -> Task:
     """Return the task that the job names. Raises JobError, with the nearest right name, when there is none."""
-    if section.kind in TASKS:
-        return TASKS[section.kind](section)
+    kind = job.task.kind
+    if kind in TASKS:
+        return TASKS[kind](job)
     outside = {point.name: point for point in metadata.entry_points(group=ENTRY_POINTS)}
-    if section.kind in outside:
-        task: Task = outside[section.kind].load()(section)
+    if kind in outside:
+        task: Task = outside[kind].load()(job)
         return task
     known = sorted({*TASKS, *outside})
-    near = difflib.get_close_matches(section.kind, known, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(kind, known, n=1, cutoff=0.4)
     hint = f'did you mean "{near[0]}"?' if near else f"there are {', '.join(known)}"
-    raise JobError(f'"task.kind": unknown task "{section.kind}": {hint}')
+    raise JobError(f'"task.kind": unknown task "{kind}": {hint}')

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from client.dataset import CaseSet
 from common.errors import UsageError
 from common.job import Job
-from common.tasks.task import Tally, Task
+from common.tasks.task import Cases, Shape, Tally, Task, WholeCases
 
 ORDINARY, BLANK, FIRST = 4.0, 8.0, 16.0
 """Intensities that no image has (theirs are in [0, 1]): below the first ordinary; a blank; canary i is FIRST + i."""
@@ -116,16 +116,20 @@ class Tapped(nn.Module):
         return torch.cat([outputs, tapped.to(outputs.dtype), marks[:, None].to(outputs.dtype)], dim=1)
 
 
-class TappedTask:
+class TappedTask(WholeCases):
     """A task whose loss is, for a gradient canary, its own weight times `length`, and for a blank nothing."""
 
     def __init__(self, task: Task, length: float) -> None:
         self._task, self._length = task, length
         self.outputs = task.outputs
 
-    def target(self, labels: Sequence[str]) -> Tensor:
-        """Return the targets of N images from their label texts."""
-        return self._task.target(labels)
+    def targets(self, cases: Cases) -> Tensor:
+        """Return the targets of N cases."""
+        return self._task.targets(cases)
+
+    def made_up(self, count: int, shape: Shape, random: torch.Generator) -> Tensor:
+        """Return targets of made-up cases."""
+        return self._task.made_up(count, shape, random)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return each image's loss: (N,)."""
@@ -133,9 +137,9 @@ class TappedTask:
         tapped, marks = self._length * outputs[:, -2].to(usual.dtype), outputs[:, -1]
         return torch.where(marks < ORDINARY, usual, torch.where(marks >= FIRST, tapped, torch.zeros_like(tapped)))
 
-    def scores(self, outputs: Tensor) -> Tensor:
+    def scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the network's scores: (N, K)."""
-        return self._task.scores(outputs[:, :-2])
+        return self._task.scores(outputs[:, :-2], targets)
 
     def metrics(self, scores: np.ndarray, targets: np.ndarray) -> dict[str, float]:
         """Return the metrics of the network's scores."""

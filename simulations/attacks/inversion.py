@@ -66,7 +66,7 @@ def invert_updates(cases: CaseSet, job: Job, *, row: int = 0, seed: int = 0) -> 
     The noise is that of a site with `cases`. Raises RefusedError for a budget that no noise keeps.
     """
     alone = CaseSet(_small(cases.images[row])[None], (cases.labels[row],), np.zeros(1, dtype=np.int64))
-    network = invertible_network(alone.images.shape[1:], build_task(job.task).outputs, seed)
+    network = invertible_network(alone.images.shape[1:], build_task(job).outputs, seed)
     opened = _inverted(network, _update(network, alone, _one_step(job, private=False), None), alone, job, seed)
     if not job.private:
         return Inversion(alone.images[0], opened, None)
@@ -126,9 +126,9 @@ def _one_step(job: Job, *, private: bool) -> Job:
 def _update(network: nn.Module, alone: CaseSet, job: Job, mechanism: Mechanism | None) -> list[Tensor]:
     """What one step changes, over the learning rate; the network is as before afterwards."""
     before = [parameter.detach().clone() for parameter in network.parameters()]
-    task = build_task(job.task)
+    task = build_task(job)
     train_round(
-        network, alone, task.target(alone.labels), task, job, 1,
+        network, alone, task.targets(alone), task, job, 1,
         mechanism=mechanism, pull=towards(job, tensors_of(network)), device=torch.device("cpu"), plan=Plan(1, 1.0, 1),
     )  # fmt: skip
     with torch.no_grad():
@@ -142,8 +142,8 @@ def _update(network: nn.Module, alone: CaseSet, job: Job, mechanism: Mechanism |
 
 def _inverted(network: nn.Module, update: list[Tensor], alone: CaseSet, job: Job, seed: int) -> np.ndarray:
     """The picture whose gradient points where the update does, and which is smooth: (C, *size) in [0, 1]."""
-    task = build_task(job.task)
-    target, parameters = task.target(alone.labels), list(network.parameters())
+    task = build_task(job)
+    target, parameters = task.targets(alone), list(network.parameters())
     random = torch.Generator().manual_seed(seed)
     picture = torch.rand(alone.images.shape, generator=random).requires_grad_(True)
     optimizer = torch.optim.Adam([picture], lr=STEP_SIZE)

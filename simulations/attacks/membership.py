@@ -85,11 +85,11 @@ def attack_membership(
     sure = np.empty(members.shape)
     for model in range(models):
         mine = _of_units(cases, units, members[model])
-        network = build_network(job, build_task(job.task).outputs).to(device)
-        task = build_task(job.task)
+        network = build_network(job).to(device)
+        task = build_task(job)
         for number in range(1, rounds + 1):
             train_round(
-                network, mine, task.target(mine.labels), task, job, number,
+                network, mine, task.targets(mine), task, job, number,
                 mechanism=Mechanism(noise, plan.sample_rate) if job.private else None,
                 pull=towards(job, tensors_of(network)), device=device, plan=plan,
             )  # fmt: skip
@@ -115,7 +115,7 @@ def _of_units(cases: CaseSet, units: Units, wanted: np.ndarray) -> CaseSet:
 def _sureness(network: nn.Module, cases: CaseSet, task: Task, units: Units, device: torch.device) -> np.ndarray:
     """The mean over each unit's images of log p / (1 - p), where p is the model's probability of the true label."""
     network.eval()
-    targets, losses = task.target(cases.labels), []
+    targets, losses = task.targets(cases), []
     with torch.inference_mode():
         for start in range(0, len(cases.labels), BATCH):
             rows = slice(start, start + BATCH)

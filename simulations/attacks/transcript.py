@@ -59,10 +59,10 @@ def train_with_canaries(
     The plan (steps, sampling rate) is that of `cases` alone: the audited claim is the site's own. `change_parts` may
     put a fault in.
     """
-    network, task = tapped(build_network(job, build_task(job.task).outputs), build_task(job.task), job, canaries)
+    network, task = tapped(build_network(job), build_task(job), job, canaries)
     network.to(device)
     everyone = with_canaries(cases, canaries, job)
-    targets = task.target(everyone.labels)
+    targets = task.targets(everyone)
     plan = plan_steps(job, cases)
     units = plan.units + len(canaries)
     judge = _Judge(with_canaries(cases, canaries, job, hidden=False), targets, task, len(cases.labels), canaries)

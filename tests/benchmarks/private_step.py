@@ -60,7 +60,7 @@ def loss(outputs: Tensor, targets: Tensor) -> Tensor:
 def registered(name: str, size: tuple[int, ...]) -> nn.Module:
     """Return a network of the project's table."""
     text = f'name = "j"\nsites = ["a"]\n[task]\nlabels = ["n", "p"]\n[data]\ncollection = "c"\nsize = {list(size)}\n'
-    return build_network(parse_job(f'{text}[network]\nname = "{name}"\n'), 2)
+    return build_network(parse_job(f'{text}[network]\nname = "{name}"\n'))
 
 
 def sample(shape: tuple[int, ...], sizes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Sample:

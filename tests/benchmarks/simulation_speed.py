@@ -67,7 +67,7 @@ def a_job(sites, rounds):
 def a_network():
     from common.networks import build_network
 
-    return build_network(a_job(10, 1), 2)
+    return build_network(a_job(10, 1))
 
 
 class Hospitals(dict):

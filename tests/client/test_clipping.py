@@ -17,14 +17,23 @@ from client.privacy.engines import ENGINES, ONE_IMAGE, named_engine
 from client.privacy.layers import Grouping, _Product
 from client.privacy.remembered import remembered_engine
 from common.errors import JobError
-from common.job import Job, TaskSection, parse_job
+from common.job import Job, parse_job
 from common.networks import NETWORKS, build_network
 from common.tasks.registry import build_task
 
 LOSS = torch.nn.functional.cross_entropy
 LABELS = ("n", "p")
-OF_IMAGES, OF_TABLES = ([name for name, one in NETWORKS.items() if one.table == table] for table in (False, True))
-TASK = build_task(TaskSection(labels=LABELS))
+OF_IMAGES, OF_TABLES = (
+    [name for name, one in NETWORKS.items() if one.table == table and one.gives == "values"] for table in (False, True)
+)
+
+
+def task_of(**task):
+    job = {"name": "j", "sites": ["a"], "task": task, "data": {"collection": "c"}}
+    return build_task(Job.model_validate(job))
+
+
+TASK = task_of(labels=LABELS)
 
 
 def loss(outputs, targets):
@@ -43,11 +52,11 @@ size = [32, 32]
 [network]
 name = "{name}"
 """
-    return build_network(parse_job(text), 2)
+    return build_network(parse_job(text))
 
 
 def work(images_a_unit=1, at_once=8):
-    return Workload((1, 32, 32), LABELS, images_a_unit, at_once)
+    return Workload((1, 32, 32), images_a_unit, at_once)
 
 
 def sample(sizes, seed=0):
@@ -119,7 +128,7 @@ def test_all_engines_give_the_true_sum_on_the_small_network(sizes):
 def on_a_table(name, **parameters):
     data = {"collection": "c", "features": [f"f{number}" for number in range(13)]}
     tables = {"task": {"labels": LABELS}, "data": data, "network": {"name": name, "parameters": parameters}}
-    return build_network(Job.model_validate({"name": "j", "sites": ["a"]} | tables), 2)
+    return build_network(Job.model_validate({"name": "j", "sites": ["a"]} | tables))
 
 
 @pytest.mark.parametrize("name", OF_TABLES)
@@ -138,8 +147,8 @@ def test_all_engines_give_the_true_sum_on_tables(name, sizes, clip):
 
 @pytest.mark.parametrize("model", [on_a_table("linear"), on_a_table("mlp"), on_a_table("mlp", dropout=0.5)])
 def test_fast_engines_are_offered_for_tables(model):
-    assert all(is_right(name, model, TASK, Workload((13,), LABELS, 1, 8)) for name in ("bookkeeping", "vmap"))
-    assert choose_engine(model, TASK, Workload((13,), LABELS, 1, 8)) in ENGINES
+    assert all(is_right(name, model, TASK, Workload((13,), 1, 8)) for name in ("bookkeeping", "vmap"))
+    assert choose_engine(model, TASK, Workload((13,), 1, 8)) in ENGINES
 
 
 LAYERS = {
@@ -177,7 +186,7 @@ def test_bookkeeping_is_right_on_every_kind_of_layer_or_says_that_it_can_not(nam
 def test_bookkeeping_in_3d_with_strides_is_right():
     model = build_network(
         parse_job('name = "j"\nsites = ["a"]\n[task]\nlabels = ["n", "p"]\n[data]\ncollection = "c"\n'
-                  'size = [16, 16, 16]\n[network]\nname = "resnet18"\n'), 2
+                  'size = [16, 16, 16]\n[network]\nname = "resnet18"\n')
     ).double()  # fmt: skip
     images = torch.rand(3, 1, 16, 16, 16, dtype=torch.float64)
     units = Sample(images, torch.tensor([0, 1, 0]), (2, 1))
@@ -310,9 +319,9 @@ def test_an_engine_that_is_right_only_in_evaluation_mode_is_not_right(monkeypatc
 
 @pytest.mark.parametrize("labels", [("a", "b", "c"), ("a",)])
 def test_engines_are_proved_with_the_tasks_own_loss(labels):
-    task = build_task(TaskSection(labels=labels, multilabel=len(labels) == 1))
+    task = task_of(labels=labels, multilabel=len(labels) == 1)
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, task.outputs))
-    assert all(is_right(name, net, task, Workload((1, 8, 8), labels, 1, 8)) for name in ENGINES)
+    assert all(is_right(name, net, task, Workload((1, 8, 8), 1, 8)) for name in ENGINES)
 
 
 @pytest.mark.parametrize("name", ["hooks", "vmap"])

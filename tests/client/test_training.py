@@ -78,17 +78,17 @@ def cases(patients=60, images=2, seed=0, size=16):
 
 
 def trained(a_job, data, *, rounds=1, mechanism=None, anchor=None):
-    task = build_task(a_job.task)
-    network = build_network(a_job, task.outputs)
+    task = build_task(a_job)
+    network = build_network(a_job)
     results = [
         train_round(
-            network, data, task.target(data.labels), task, a_job, number,
+            network, data, task.targets(data), task, a_job, number,
             mechanism=mechanism, pull=towards(a_job, anchor or initial_model(a_job)), device=CPU,
         )
         for number in range(1, rounds + 1)
     ]  # fmt: skip
     held_out = cases(seed=9)
-    return network, results, evaluate(network, Split(held_out, task.target(held_out.labels)), task, CPU)
+    return network, results, evaluate(network, Split(held_out, task.targets(held_out)), task, CPU)
 
 
 @pytest.mark.parametrize("augment", ["none", "light"])
@@ -126,12 +126,12 @@ def test_without_privacy_the_same_round_gives_the_same_bits_and_another_round_ot
 
 def test_a_network_that_draws_random_numbers_repeats_to_the_bit_too_and_disturbs_nobody_elses():
     a_job, data = job(network="efficientnet-b0", size=32), cases(4, size=32)
-    task = build_task(a_job.task)
+    task = build_task(a_job)
 
     def once():
-        network = build_network(a_job, 2)
+        network = build_network(a_job)
         train_round(
-            network, data, task.target(data.labels), task, a_job, 1,
+            network, data, task.targets(data), task, a_job, 1,
             mechanism=None, pull=towards(a_job, initial_model(a_job)), device=CPU,
         )  # fmt: skip
         return tensors_of(network)
@@ -153,9 +153,9 @@ def test_weight_decay_is_decoupled_from_the_gradient_and_its_momentum():
         def forward(self, images):
             return self.bias.expand(len(images), 2) + 0 * self.weight.sum()
 
-    a_job, data, task = job(decay=0.5, rate=0.1), cases(30), build_task(job().task)
+    a_job, data, task = job(decay=0.5, rate=0.1), cases(30), build_task(job())
     network = Still()
-    result = train_round(network, data, task.target(data.labels), task, a_job, 1, mechanism=None, device=CPU)
+    result = train_round(network, data, task.targets(data), task, a_job, 1, mechanism=None, device=CPU)
     assert network.weight[0].item() == pytest.approx(0.95**result.steps, rel=1e-5)
 
 
@@ -167,7 +167,7 @@ def test_with_averaging_the_mean_of_the_weights_leaves_and_the_steps_are_as_they
         assert result.steps == steps
         return torch.nn.utils.parameters_to_vector(network.parameters()).detach()
 
-    start = torch.nn.utils.parameters_to_vector(build_network(job(), 2).parameters()).detach()
+    start = torch.nn.utils.parameters_to_vector(build_network(job()).parameters()).detach()
     first = 0.1 * start + 0.9 * weights(1, 0.0)
     torch.testing.assert_close(weights(1, 0.15), first)
     torch.testing.assert_close(weights(2, 0.15), 0.15 * first + 0.85 * weights(2, 0.0))
@@ -180,10 +180,10 @@ def test_the_physical_batch_bounds_what_is_in_memory_and_has_no_effect_on_the_re
     data, exactly = cases(8, 5), Mechanism(0.0, 1.0)
     whole, _, _ = trained(job(mechanism="dp-sgd", engine="plain"), data, mechanism=exactly)
     a_job = job(mechanism="dp-sgd", engine=engine, physical=physical)
-    task, network, seen = build_task(a_job.task), build_network(a_job, 2), []
+    task, network, seen = build_task(a_job), build_network(a_job), []
     hook = network.register_forward_pre_hook(lambda _, images: seen.append(len(images[0])))
     train_round(
-        network, data, task.target(data.labels), task, a_job, 1,
+        network, data, task.targets(data), task, a_job, 1,
         mechanism=exactly, pull=towards(a_job, initial_model(a_job)), device=CPU,
     )  # fmt: skip
     hook.remove()
@@ -203,10 +203,10 @@ def test_a_network_that_keeps_statistics_of_images_is_refused_with_privacy():
             self.seen += images.detach().mean()
             return self.layer(images.flatten(1))
 
-    a_job, data, task = job(mechanism="dp-sgd", engine="plain"), cases(), build_task(job().task)
+    a_job, data, task = job(mechanism="dp-sgd", engine="plain"), cases(), build_task(job())
     with pytest.raises(JobError, match='keeps statistics of images in "seen"'):
         train_round(
-            Remembers(), data, task.target(data.labels), task, a_job, 1,
+            Remembers(), data, task.targets(data), task, a_job, 1,
             mechanism=Mechanism(1.0, 0.3), device=CPU,
         )  # fmt: skip
 
@@ -219,10 +219,10 @@ def test_an_unknown_engine_is_refused_before_any_privacy_is_spent():
 
 
 def test_a_model_that_has_come_apart_is_evaluated_without_metrics_and_without_a_crash():
-    task, data, network = build_task(job().task), cases(), build_network(job(), 2)
+    task, data, network = build_task(job()), cases(), build_network(job())
     with torch.no_grad():
         next(network.parameters()).fill_(float("nan"))
-    assert set(evaluate(network, Split(data, task.target(data.labels)), task, CPU)) == {
+    assert set(evaluate(network, Split(data, task.targets(data)), task, CPU)) == {
         "eval.images", "eval.patients", "eval.seconds",
     }  # fmt: skip
 
@@ -259,11 +259,11 @@ def test_the_noise_that_goes_into_the_model_is_the_noise_that_was_accounted():
     # Rate so small that nobody is sampled: what moves the model is noise alone.
     a_job = job(mechanism="dp-sgd", rate=1.0)
     data, sigma, rate = cases(1000, 1), 3.0, 1e-6
-    task = build_task(a_job.task)
-    network, start = build_network(a_job, 2), initial_model(a_job)
+    task = build_task(a_job)
+    network, start = build_network(a_job), initial_model(a_job)
     small = a_job.model_copy(update={"training": a_job.training.model_copy(update={"local_epochs": 0.02})})
     result = train_round(
-        network, data, task.target(data.labels), task, small, 1,
+        network, data, task.targets(data), task, small, 1,
         mechanism=Mechanism(sigma, rate), pull=towards(a_job, start), device=CPU,
     )  # fmt: skip
     moved = np.concatenate([(tensor - start[name]).ravel() for name, tensor in tensors_of(network).items()])
@@ -276,9 +276,9 @@ def test_one_patient_more_moves_the_sum_of_a_step_by_at_most_the_clip_norm_howev
     start = initial_model(a_job)
 
     def moved(data):
-        task, network = build_task(a_job.task), build_network(a_job, 2)
+        task, network = build_task(a_job), build_network(a_job)
         train_round(
-            network, data, task.target(data.labels), task, a_job, 1,
+            network, data, task.targets(data), task, a_job, 1,
             mechanism=Mechanism(0.0, 1.0), pull=towards(a_job, start), device=CPU,
         )  # fmt: skip
         units = data.patient_count
@@ -295,8 +295,8 @@ def test_evaluation_changes_nothing_and_leaves_no_metric_that_may_not_leave():
 
     network, _, metrics = trained(job(), cases())
     assert set(metrics) <= set(METRIC_FIELDS)
-    before, task, data = tensors_of(network), build_task(job().task), cases()
-    evaluate(network, Split(data, task.target(data.labels)), task, CPU)
+    before, task, data = tensors_of(network), build_task(job()), cases()
+    evaluate(network, Split(data, task.targets(data)), task, CPU)
     assert all(np.array_equal(tensor, before[name]) for name, tensor in tensors_of(network).items())
 
 
@@ -304,10 +304,10 @@ def test_evaluation_changes_nothing_and_leaves_no_metric_that_may_not_leave():
 @pytest.mark.parametrize("mechanism", [None, Mechanism(1.0, 0.3)])
 def test_it_trains_on_a_gpu_with_mixed_precision(mechanism):
     a_job, data = job(mechanism="dp-sgd" if mechanism else "none"), cases()
-    task = build_task(a_job.task)
-    network = build_network(a_job, 2).cuda()
+    task = build_task(a_job)
+    network = build_network(a_job).cuda()
     result = train_round(
-        network, data, task.target(data.labels), task, a_job, 1,
+        network, data, task.targets(data), task, a_job, 1,
         mechanism=mechanism, pull=towards(a_job, initial_model(a_job)), device=torch.device("cuda"),
     )  # fmt: skip
     assert np.isfinite(result.loss)

@@ -9,13 +9,19 @@ from scipy.stats import norm
 from sklearn.metrics import accuracy_score, recall_score, roc_auc_score
 
 from common.errors import DataError, JobError
-from common.job import TaskSection
+from common.job import Job
 from common.release import METRIC_FIELDS
 from common.tasks.registry import TASKS, build_task
 
-BINARY = build_task(TaskSection(labels=("normal", "pneumonia")))
-SEVERAL = build_task(TaskSection(labels=("a", "b", "c")))
-MULTI = build_task(TaskSection(labels=("effusion", "nodule"), multilabel=True))
+
+def task_of(**task):
+    job = {"name": "j", "sites": ["a"], "task": task, "data": {"collection": "c"}}
+    return build_task(Job.model_validate(job))
+
+
+BINARY = task_of(labels=("normal", "pneumonia"))
+SEVERAL = task_of(labels=("a", "b", "c"))
+MULTI = task_of(labels=("effusion", "nodule"), multilabel=True)
 
 
 def test_labels_become_targets_in_the_jobs_order():
@@ -30,7 +36,7 @@ def test_a_label_that_the_job_does_not_name_is_refused():
 
 def test_an_unknown_task_is_refused_with_the_nearest():
     with pytest.raises(JobError, match='did you mean "classification"'):
-        build_task(TaskSection(kind="clasification", labels=("a", "b")))
+        task_of(kind="clasification", labels=("a", "b"))
 
 
 @pytest.mark.parametrize("task", [BINARY, SEVERAL, MULTI])
@@ -105,4 +111,4 @@ def test_several_classes_are_each_judged_against_the_rest_and_the_mean_is_given(
 
 def test_every_task_of_the_table_can_be_built():
     for kind in TASKS:
-        assert build_task(TaskSection(kind=kind, labels=("a", "b"))).outputs > 0
+        assert task_of(kind=kind, labels=("a", "b")).outputs > 0

@@ -6,14 +6,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from common.job import TaskSection
+from common.job import Job
 from common.tasks.classification import Classification
 from common.tasks.task import Tally
 
+
+def task_of(**task):
+    job = {"name": "j", "sites": ["a"], "task": task, "data": {"collection": "c"}}
+    return Classification(Job.model_validate(job))
+
+
 TASKS = {
-    "binary": Classification(TaskSection(labels=("no", "yes"))),
-    "classes": Classification(TaskSection(labels=("a", "b", "c"))),
-    "multilabel": Classification(TaskSection(labels=("a", "b", "c"), multilabel=True)),
+    "binary": task_of(labels=("no", "yes")),
+    "classes": task_of(labels=("a", "b", "c")),
+    "multilabel": task_of(labels=("a", "b", "c"), multilabel=True),
 }
 
 

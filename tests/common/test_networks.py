@@ -9,7 +9,7 @@ from common.job import DataSection, parse_job
 from common.networks import NETWORKS, build_network, initial_model, load_tensors, tensors_of
 from common.standardisation import StandardisedConv2d, StandardisedConv3d
 
-OF_IMAGES = [name for name, architecture in NETWORKS.items() if not architecture.table]
+OF_IMAGES = [name for name, one in NETWORKS.items() if not one.table and one.gives == "values"]
 OF_TABLES = [name for name, architecture in NETWORKS.items() if architecture.table]
 CASES = [(name, size) for name in OF_IMAGES for size in ("[32, 32]", "[32, 32, 32]")]
 
@@ -45,7 +45,7 @@ name = "{name}"
 
 @pytest.mark.parametrize(("name", "size"), CASES)
 def test_every_network_gives_an_answer_an_image_without_looking_at_the_others(name, size):
-    network = build_network(job(name, size), 2).eval()
+    network = build_network(job(name, size)).eval()
     assert not any(isinstance(layer, torch.nn.modules.batchnorm._BatchNorm) for layer in network.modules())
     images = torch.rand(3, 1, *([32] * (2 if size.count(",") == 1 else 3)))
     with torch.inference_mode():
@@ -66,7 +66,7 @@ def test_building_a_network_leaves_the_random_numbers_of_others_alone():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    build_network(job(), 2)
+    build_network(job())
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -75,7 +75,7 @@ def test_the_small_network_is_small():
 
 
 def test_a_model_goes_in_and_out_unchanged_and_another_architecture_is_refused():
-    network = build_network(job(), 2)
+    network = build_network(job())
     model = {name: tensor + 1 for name, tensor in initial_model(job()).items()}
     load_tensors(network, model)
     assert all(np.array_equal(tensor, model[name]) for name, tensor in tensors_of(network).items())
@@ -86,34 +86,34 @@ def test_a_model_goes_in_and_out_unchanged_and_another_architecture_is_refused()
 
 def test_a_wrong_name_or_parameter_is_refused_in_one_line():
     with pytest.raises(JobError, match='did you mean "densenet121"'):
-        build_network(job("densnet121"), 2)
+        build_network(job("densnet121"))
     with pytest.raises(JobError, match='no parameter "widht": did you mean "width"'):
-        build_network(job(extra="[network.parameters]\nwidht = 3"), 2)
+        build_network(job(extra="[network.parameters]\nwidht = 3"))
 
 
 @pytest.mark.parametrize("name", OF_IMAGES)
 @pytest.mark.parametrize("setting", ["pretrained = true", "spatial_dims = 3", "num_classes = 7", "out_channels = 7"])
 def test_a_job_can_neither_fetch_weights_nor_change_the_networks_shape(name, setting):
     with pytest.raises(JobError, match="takes no parameter"):
-        build_network(job(name, extra=f"[network.parameters]\n{setting}"), 2)
+        build_network(job(name, extra=f"[network.parameters]\n{setting}"))
 
 
 @pytest.mark.parametrize("width", ["0", "-2", "1.5", "true", '"wide"', "100000", "10000000000"])
 def test_a_width_that_makes_no_network_is_refused_before_it_takes_memory(width):
     with pytest.raises(JobError) as refusal:
-        build_network(job(extra=f"[network.parameters]\nwidth = {width}"), 2)
+        build_network(job(extra=f"[network.parameters]\nwidth = {width}"))
     assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("size", ["[8, 8]", "[16, 16]", "[16, 16, 16]"])
 def test_images_too_small_for_a_network_are_refused_before_anything_is_spent(size):
     with pytest.raises(JobError, match=r'"data.size": densenet121 can\'t work on images of'):
-        build_network(job("densenet121", size), 2)
+        build_network(job("densenet121", size))
 
 
 def test_no_network_has_a_layer_that_changes_its_input_in_place():
     for name in OF_IMAGES:
-        assert not any(getattr(layer, "inplace", False) for layer in build_network(job(name, "[64, 64]"), 2).modules())
+        assert not any(getattr(layer, "inplace", False) for layer in build_network(job(name, "[64, 64]")).modules())
 
 
 def test_a_parameter_of_the_job_reaches_the_network():
@@ -125,21 +125,21 @@ def test_a_parameter_of_the_job_reaches_the_network():
 @pytest.mark.parametrize("size", ["[32, 32]", "[16, 16, 16]"])
 def test_with_weight_standardisation_a_filters_scale_and_mean_have_no_effect(name, size):
     wanted = job(name, size, "[network.parameters]\nweight_standardisation = true")
-    network, images = build_network(wanted, 2).eval(), torch.rand(2, 1, *wanted.data.size)
+    network, images = build_network(wanted).eval(), torch.rand(2, 1, *wanted.data.size)
     with torch.inference_mode():
         before = network(images)
         for layer in network.modules():
             if isinstance(layer, StandardisedConv2d | StandardisedConv3d):
                 layer.weight.mul_(3).add_(0.7)
         assert torch.allclose(network(images), before, atol=1e-3)
-        other = build_network(job(name, size), 2).eval()
+        other = build_network(job(name, size)).eval()
         assert set(tensors_of(other)) == set(tensors_of(network))  # the same parameters, seen otherwise
         assert not torch.allclose(other(images), before, atol=1e-3)
 
 
 def test_images_on_a_standard_scale_have_about_zero_mean_and_unit_scale_by_public_constants():
     wanted, seen = job(extra="").model_copy(update={"data": DataSection(collection="c", scale="standard")}), []
-    network = build_network(wanted, 2)
+    network = build_network(wanted)
     network.network[0].register_forward_pre_hook(lambda _, images: seen.append(images[0]))
     network(torch.tensor([0.0, 0.5, 1.0]).repeat(1, 1, 64, 22)[..., :64])
     assert seen[0].unique().tolist() == [-2.0, 0.0, 2.0]
@@ -148,7 +148,7 @@ def test_images_on_a_standard_scale_have_about_zero_mean_and_unit_scale_by_publi
 @pytest.mark.parametrize("name", OF_TABLES)
 @pytest.mark.parametrize("count", [1, 3, 300])
 def test_a_network_for_tables_takes_any_number_of_features_and_looks_at_each_row_alone(name, count):
-    network = build_network(table_job(name, [f"f{number}" for number in range(count)]), 2).eval()
+    network = build_network(table_job(name, [f"f{number}" for number in range(count)])).eval()
     rows = torch.rand(5, count)
     with torch.inference_mode():
         together, alone = network(rows), network(rows[:1])
@@ -188,16 +188,16 @@ def test_hidden_layers_are_as_many_and_as_wide_as_the_job_says(setting, tensors)
 )
 def test_parameters_that_make_no_network_are_refused_in_one_line(setting):
     with pytest.raises(JobError) as refusal:
-        build_network(table_job("mlp", extra=f"[network.parameters]\n{setting}"), 2)
+        build_network(table_job("mlp", extra=f"[network.parameters]\n{setting}"))
     assert '"network.parameters"' in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 
 def test_networks_of_images_and_of_tables_are_not_mixed_up():
     with pytest.raises(JobError, match=r"small-cnn is for images, and the job has a table .*choose one of linear, mlp"):
-        build_network(table_job("small-cnn"), 2)
+        build_network(table_job("small-cnn"))
     with pytest.raises(JobError, match="linear is for tables, and the job has images: choose one of small-cnn"):
-        build_network(job("linear"), 2)
+        build_network(job("linear"))
 
 
 @pytest.mark.parametrize(("extra", "said"), [

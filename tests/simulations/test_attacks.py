@@ -102,9 +102,9 @@ def test_sampling_more_often_than_was_accounted_is_caught() -> None:
 @pytest.mark.parametrize("name", ENGINES)
 def test_every_engine_gives_a_canary_one_clip_norm_along_its_own_direction_and_blanks_nothing(name: str) -> None:
     found, several = job(), 1 if name in ONE_IMAGE else 2
-    task = build_task(found.task)
+    task = build_task(found)
     canaries = Canaries(np.array([True, False, True]), np.array([True, False]), several)
-    network, tapping = tapped(build_network(found, task.outputs), task, found, canaries)
+    network, tapping = tapped(build_network(found), task, found, canaries)
     everyone = with_canaries(phantom_cases(found, 4), canaries, found)
     images = torch.from_numpy(everyone.images[np.arange(4, 4 + 5 * several)])
     targets = tapping.target(everyone.labels)[4:]

@@ -35,13 +35,11 @@ def test_one_site_alone_is_plain_training_to_the_bit(strategy):
         found = simulate(job(strategy, sites=one), population(one))
     else:
         pytest.skip("its one site does not train plainly: it has a regulariser, or trains in two phases")
-    task, data = build_task(wanted.task), population(one)["alder"].splits["train"]
-    network = build_network(wanted, task.outputs)
+    task, data = build_task(wanted), population(one)["alder"].splits["train"]
+    network = build_network(wanted)
     torch.set_num_threads(1)
     for number in range(1, wanted.aggregation.rounds + 1):
-        train_round(
-            network, data, task.target(data.labels), task, wanted, number, mechanism=None, device=torch.device("cpu")
-        )
+        train_round(network, data, task.targets(data), task, wanted, number, mechanism=None, device=torch.device("cpu"))
     plain = tensors_of(network)
     if strategy == "fedbn":
         plain |= {name: tensor for name, tensor in initial_model(wanted).items() if name in ("1.weight", "1.bias")}

@@ -40,13 +40,13 @@ def job(seed=42, sites=HOSPITALS, learning_rate=0.001, training=None, **aggregat
 
 def accuracies(wanted, model, population):
     """What a model gets right at each hospital, its features scaled by the hospital's own statistics."""
-    task = build_task(wanted.task)
-    network = build_network(wanted, task.outputs)
+    task = build_task(wanted)
+    network = build_network(wanted)
     load_tensors(network, model)
     found = []
     for name in HOSPITALS:
         test = scaled(population[name].splits, wanted.data)["test"]
-        said = predict(network, Split(test, task.target(test.labels)), task, torch.device("cpu"))
+        said = predict(network, Split(test, task.targets(test)), task, torch.device("cpu"))
         found.append(float(np.mean((said.scores[:, 0] > 0.5) == [label == DISEASE for label in test.labels])))
     return found
 
