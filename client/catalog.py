@@ -223,6 +223,11 @@ class Catalog:
                 digest.update(json.dumps(row).encode() + b"\n")
         return digest.hexdigest()
 
+    def annotations(self) -> set[str]:
+        """Return the names of all annotations that any collection's files have."""
+        with self._reading() as connection:
+            return {name for (name,) in connection.execute("SELECT DISTINCT annotation FROM files") if name}
+
     def sharing(self, collection: str) -> tuple[str, ...]:
         """Return the other collections that have, or ever had, a patient of this one, sorted."""
         query = (

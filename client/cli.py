@@ -70,6 +70,14 @@ def enrol(
     typer.echo(f"What jobs may do here stands in {policy}: read it, and name the collections you allow.")
 
 
+def _pair(text: str) -> tuple[str, str]:
+    """FOUND=NAME as a pair."""
+    found, sign, name = (part.strip() for part in text.partition("="))
+    if not (found and sign and name):
+        raise UsageError(f'--structure "{text}": write what stands in the mask, "=", and what it means: 1=liver')
+    return found, name
+
+
 @app.command("import")
 def import_(
     folder: Annotated[
@@ -96,6 +104,23 @@ def import_(
     column: Annotated[
         list[str] | None, typer.Option(help="A table's columns of features (repeatable; default: all that can be).")
     ] = None,
+    masks: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder of masks (NIfTI, PNG) that lie as the images do, or of DICOM SEG and RTSTRUCT objects."
+        ),
+    ] = None,
+    structure: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FOUND=NAME", help="What a mask's value or an object's name means (repeatable): 1=liver."),
+    ] = None,
+    instances: Annotated[
+        str, typer.Option(metavar="NAME", help="The masks are instance maps: each value above 0 is one object of NAME.")
+    ] = "",
+    boxes: Annotated[
+        Path | None,
+        typer.Option(help="Boxes: CSV (file, label, x_min, y_min, x_max, y_max), COCO's JSON, or VOC's folder."),
+    ] = None,
     patient_from: Annotated[
         PatientFrom, typer.Option(help='Whose image a PNG, JPEG or NIfTI is: each "file" a patient, or each "folder".')
     ] = PatientFrom.FILE,
@@ -112,6 +137,7 @@ def import_(
 
     Example: wardround site import --collection chest-xray /data/chest --labels labels.csv
              wardround site import --collection heart heart.csv --label-column disease --column age --column sex
+             wardround site import --collection liver /data/ct --masks /data/masks --structure 1=liver
     """
     from client.intake.importer import ImportOptions, import_folder
     from client.record import site_log
@@ -125,6 +151,10 @@ def import_(
         patient_from="folder" if patient_from is PatientFrom.FOLDER else "file",
         modalities=tuple(modality or ()),
         columns=tuple(column or ()),
+        masks=masks,
+        boxes=boxes,
+        structures=tuple(_pair(text) for text in structure or ()),
+        instances=instances,
         seed=seed,
     )
     report = import_folder(found.folder, collection, folder, labels, options=options, progress=None)

@@ -18,7 +18,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from client.annotations import forget_others as forget_drawings
 from client.catalog import CATALOG_FILE, Catalog, FileRecord, Settings, Summary
+from client.intake.annotation.annotate import Drawn, annotate
 from client.intake.decisions import Rules, decide
 from client.intake.findings import findings, of_columns
 from client.intake.folder import Listing, list_folder
@@ -138,37 +140,44 @@ class _Intake:
 
     def commit(self, records: list[FileRecord]) -> ImportReport:
         """Write records and report, both or neither, and return the report."""
+        drawn = annotate(self.kit_folder, records, self.before, self.rules.options, self.rules.pseudonyms)
+        records = drawn.records
         splits = splits_of(records, self.rules, self.settings, self.catalog.splits(self.collection))
         quality = examine([*records, *self.elsewhere], self.catalog.splits(self.collection) | splits)
         if records == sorted(self.before.values(), key=lambda record: record.path):
             known = self.collection in self.catalog.collections()
             summary = self.catalog.summary(self.collection) if known else None
-            report = replace(self._report(records, summary), quality=quality.findings)
-            drawn = newest_page(self.kit_folder, self.collection) is not None
-            return write_report(self.kit_folder, report, "" if drawn else self._page(quality, report, records))[0]
+            report = replace(self._report(drawn, summary), quality=quality.findings)
+            there = newest_page(self.kit_folder, self.collection) is not None
+            return write_report(self.kit_folder, report, "" if there else self._page(quality, report, records))[0]
         written: tuple[Path, ...] = ()
         try:
             with self.catalog.replacing(self.collection, self.root, self.settings, records, splits) as summary:
-                report = replace(self._report(records, summary), quality=quality.findings)
+                report = replace(self._report(drawn, summary), quality=quality.findings)
                 report, written = write_report(self.kit_folder, report, self._page(quality, report, records))
         except BaseException:
             for path in written:
                 path.unlink(missing_ok=True)
             raise
         forget_pages(self.kit_folder, self.collection)
+        forget_drawings(self.kit_folder, self.catalog.annotations())
         return report
 
     def _page(self, quality: Quality, report: ImportReport, records: Sequence[FileRecord]) -> str:
         return render(quality, report, [record for record in records if record.reason])
 
-    def _report(self, records: list[FileRecord], summary: Summary | None) -> ImportReport:
-        now = {record.path: record for record in records}
+    def _report(self, drawn: Drawn, summary: Summary | None) -> ImportReport:
+        now = {record.path: record for record in drawn.records}
         found = [now[file.path] for file in self.listing.files]
         taken = [record for record in found if not record.reason]
         same = sum(_same(record, self.before.get(record.path)) for record in taken)
         gone = [path for path, record in self.before.items() if not record.reason]
         summary = summary if summary is not None and summary.images else None
-        refused = [Refusal(self._place(record), record.reason) for record in found if record.reason]
+        refused = [
+            Refusal(self._place(record), record.reason)
+            for record in found
+            if record.reason and record.path not in drawn.drawings
+        ]
         refused += [Refusal(*item) for item in self.listing.refused]
         flags = [Flag(record.path, _flags(record)) for record in found if not record.unreadable and _flags(record)]
         return ImportReport(
@@ -184,6 +193,7 @@ class _Intake:
             warnings=(
                 *(of_columns(self.parts.left_out, refused) if self.parts else ()),
                 *findings(found, summary, self.rules.labels, closed_folders=len(self.listing.closed)),
+                *drawn.findings,
             ),
             summary=summary,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from common.errors import UsageError
@@ -21,6 +22,10 @@ class ImportOptions:
     and `seed` make the splits of a new collection (None: 0.7, 0.15, 0.15 and 0); they can't change later.
     `modalities` are the DICOM modalities to take; none means all. `columns` are the features to take of a table; none
     means all that are numbers or a few words.
+
+    `masks` is a folder of masks, which lie as the images do, or of DICOM SEG and RTSTRUCT objects; `boxes` a file of
+    boxes or a folder of VOC files. `structures` says what a mask's values or an object's names mean, as (found, meant);
+    `instances` is the one structure whose single objects an instance map counts.
     """
 
     allow_identified: bool = False
@@ -32,6 +37,10 @@ class ImportOptions:
     seed: int | None = None
     modalities: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    masks: Path | None = None
+    boxes: Path | None = None
+    structures: tuple[tuple[str, str], ...] = ()
+    instances: str = ""
 
     def __post_init__(self) -> None:
         """Raise UsageError for values that make no sense."""
