@@ -47,13 +47,14 @@ class Architecture:
     """A network that a job can name: how it is built, the parameters that a job may give it, and what it is for.
 
     One for tables is built with 1 dimension and as many channels as there are features. `gives`: a value for each of
-    its outputs, or a map of them over the image.
+    its outputs, or a map of them over the image. `weighs`: it can't be built without its numbers.
     """
 
     build: Builder
     parameters: tuple[str, ...] = ()
     table: bool = False
     gives: Literal["values", "map"] = "values"
+    weighs: bool = False
 
 
 def small_cnn(
@@ -135,20 +136,75 @@ def _unet(dimensions: int, channels: int, outputs: int, parameters: Parameters) 
     """MONAI's UNet of `levels` levels, the first of `width` channels and each further one of twice as many."""
     from monai.networks.nets.unet import UNet
 
-    settings: dict[str, Any] = {"width": 16, "levels": 4, "residual_units": 1, "dropout": 0.0, **parameters}
-    width, levels = settings["width"], settings["levels"]
-    if not 1 <= width <= MAX_WIDTH or not 2 <= levels <= MAX_LEVELS:
-        raise ValueError(f"width must be from 1 to {MAX_WIDTH}, levels from 2 to {MAX_LEVELS}")
+    width = _within(parameters.get("width", 16), "width", MAX_WIDTH)
+    levels = _within(parameters.get("levels", 4), "levels", MAX_LEVELS, smallest=2)
     network: nn.Module = UNet(
         spatial_dims=dimensions,
         in_channels=channels,
         out_channels=outputs,
         channels=[width * 2**level for level in range(levels)],
         strides=[2] * (levels - 1),
-        num_res_units=settings["residual_units"],
-        dropout=settings["dropout"],
+        norm=("INSTANCE", {"affine": True}),
+        num_res_units=_within(parameters.get("residual_units", 1), "residual_units", MAX_LEVELS, smallest=0),
+        dropout=float(parameters.get("dropout", 0.0)),
     )
     return network
+
+
+def _attention_unet(dimensions: int, channels: int, outputs: int, parameters: Parameters) -> nn.Module:
+    """MONAI's AttentionUnet of `levels` levels, the first of `width` channels."""
+    from monai.networks.nets.attentionunet import AttentionUnet
+
+    width = _within(parameters.get("width", 16), "width", MAX_WIDTH)
+    levels = _within(parameters.get("levels", 4), "levels", MAX_LEVELS, smallest=2)
+    network: nn.Module = AttentionUnet(
+        spatial_dims=dimensions,
+        in_channels=channels,
+        out_channels=outputs,
+        channels=[width * 2**level for level in range(levels)],
+        strides=[2] * (levels - 1),
+    )
+    return network
+
+
+def _basic_unet(dimensions: int, channels: int, outputs: int, parameters: Parameters) -> nn.Module:
+    """MONAI's BasicUNet, whose five levels begin with `width` channels."""
+    from monai.networks.nets.basic_unet import BasicUNet
+
+    width = _within(parameters.get("width", 16), "width", MAX_WIDTH)
+    network: nn.Module = BasicUNet(
+        spatial_dims=dimensions,
+        in_channels=channels,
+        out_channels=outputs,
+        features=(width, width, 2 * width, 4 * width, 8 * width, width),
+        dropout=float(parameters.get("dropout", 0.0)),
+    )
+    return network
+
+
+def _dynunet(dimensions: int, channels: int, outputs: int, parameters: Parameters) -> nn.Module:
+    """MONAI's DynUNet (nnU-Net's network) of `levels` levels with kernels of 3, without deep supervision."""
+    from monai.networks.nets.dynunet import DynUNet
+
+    width = _within(parameters.get("width", 16), "width", MAX_WIDTH)
+    levels = _within(parameters.get("levels", 4), "levels", MAX_LEVELS, smallest=3)
+    network: nn.Module = DynUNet(
+        spatial_dims=dimensions,
+        in_channels=channels,
+        out_channels=outputs,
+        kernel_size=[3] * levels,
+        strides=[1, *[2] * (levels - 1)],
+        upsample_kernel_size=[2] * (levels - 1),
+        filters=[width * 2**level for level in range(levels)],
+        res_block=bool(parameters.get("residual", False)),
+    )
+    return network
+
+
+def _within(value: object, name: str, largest: int, smallest: int = 1) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not smallest <= value <= largest:
+        raise ValueError(f"{name} must be a whole number from {smallest} to {largest}")
+    return value
 
 
 NETWORKS: dict[str, Architecture] = {
@@ -170,6 +226,13 @@ NETWORKS: dict[str, Architecture] = {
     ),
     "efficientnet-b0": Architecture(_efficientnet_b0),
     "unet": Architecture(_unet, ("width", "levels", "residual_units", "dropout"), gives="map"),
+    "basic-unet": Architecture(_basic_unet, ("width", "dropout"), gives="map"),
+    "segresnet": Architecture(_monai("SegResNet"), ("init_filters", "dropout_prob"), gives="map"),
+    "dynunet": Architecture(_dynunet, ("width", "levels", "residual"), gives="map"),
+    "attention-unet": Architecture(_attention_unet, ("width", "levels"), gives="map"),
+    "swin-unetr": Architecture(
+        _monai("SwinUNETR"), ("feature_size", "window_size", "drop_rate", "attn_drop_rate"), gives="map", weighs=True
+    ),
     "linear": Architecture(_linear, table=True),
     "mlp": Architecture(_mlp, ("hidden", "depth", "dropout"), table=True),
 }
@@ -239,8 +302,8 @@ def _check_shape(job: Job, architecture: Architecture, task: Task) -> None:
     """Try the network on an input of the job's size without its numbers: that takes neither memory nor long."""
     name, seen = job.network.name, task.input_shape(case_shape(job))
     try:
-        with torch.device("meta"):
-            network = _assembled(job, architecture, task)
+        with torch.device("cpu" if architecture.weighs else "meta"):
+            network = _assembled(job, architecture, task).to("meta")
     except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise JobError(f'"network.parameters": {name} can\'t be built with them: {_first_line(error)}') from error
     if sum(parameter.numel() for parameter in network.parameters()) > MAX_PARAMETERS:

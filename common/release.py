@@ -156,6 +156,14 @@ METRIC_FIELDS: dict[str, str] = {
 """Every number's name on the wire with its meaning: read off the types above. A label's own have its place behind."""
 
 
+QUALITIES: tuple[str, ...] = tuple(
+    item.name
+    for item in fields(Evaluation)
+    if item.name not in NO_NUMBERS and not item.name.endswith(("images", "patients", "seconds", "_low", "_high"))
+)
+"""The metrics that say how good a model is."""
+
+
 def meaning_of(name: str) -> str | None:
     """Return the meaning of a number by its name on the wire, that of a label too; None for a name that no type has."""
     if name in METRIC_FIELDS:

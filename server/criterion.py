@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from common.errors import JobError
-from common.release import METRIC_FIELDS
+from common.release import QUALITIES
 from server.records import Kept, SiteRound, weighted_mean
 
 LOWER_IS_BETTER = frozenset({"loss", "brier", "ece", "hd95"})
-_NOT_A_QUALITY = ("images", "patients", "seconds")
 
 
 @dataclass(frozen=True)
@@ -40,13 +39,8 @@ def evaluated_cases(metrics: Mapping[str, float]) -> float:
 
 def build_criterion(name: str) -> Criterion:
     """Return the criterion that the job names. Raises JobError, with the nearest right name, for no metric."""
-    known = [
-        field.removeprefix("eval.")
-        for field in METRIC_FIELDS
-        if field.startswith("eval.") and not field.endswith((*_NOT_A_QUALITY, "_low", "_high"))
-    ]
-    if name in known:
+    if name in QUALITIES:
         return Criterion(name)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f'did you mean "{near[0]}"?' if near else f"there are {', '.join(known)}"
+    near = difflib.get_close_matches(name, QUALITIES, n=1, cutoff=0.4)
+    hint = f'did you mean "{near[0]}"?' if near else f"there are {', '.join(QUALITIES)}"
     raise JobError(f'"aggregation.criterion": unknown metric "{name}": {hint}')

@@ -20,6 +20,7 @@ from common.job import Job
 from common.networks import build_network, load_tensors
 from common.tasks.registry import build_task
 from common.update import Tensors
+from server.criterion import LOWER_IS_BETTER
 from simulations.members import Population
 from simulations.scenario import JudgeSection
 from simulations.sources import joined
@@ -149,7 +150,10 @@ def _means(found: Sequence[Values]) -> Values:
 
 
 def _worst(found: Sequence[Values]) -> Values:
-    return {name: (max if name == "loss" else min)(values) for name, values in _by_metric(found).items()}
+    return {
+        name: (max if name.split(".")[0] in LOWER_IS_BETTER else min)(values)
+        for name, values in _by_metric(found).items()
+    }
 
 
 def _by_metric(found: Sequence[Values]) -> dict[str, list[float]]:

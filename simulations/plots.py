@@ -22,16 +22,23 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 MARKS = "os^Dv<>P*X"
 MOST_LINES, MOST_HOSPITALS, MOST_NUMBERS = 16, 24, 48
 """More lines than this are not told apart; more hospitals are shown as a distribution."""
-NAMES = {"auc": "AUC", "accuracy": "accuracy", "loss": "loss", "sensitivity": "sensitivity", "specificity": "specificity"}  # fmt: skip  # noqa: E501
+ABBREVIATED = {"auc": "AUC", "ece": "ECE", "hd95": "HD95", "psnr": "PSNR", "ssim": "SSIM", "nmse": "NMSE", "froc": "FROC", "dice": "Dice", "surface_dice": "surface Dice"}  # fmt: skip  # noqa: E501
+UNBOUNDED = frozenset({"loss", "hd95", "psnr"})
+"""Metrics that are not shares of one."""
 SCOPES = {"pooled": "all hospitals' patients", "mean": "mean over hospitals", "unseen": "unseen patients", "worst": "worst hospital"}  # fmt: skip  # noqa: E501
 Key = tuple[str, str]
 """An arm, and the point of the grid in words."""
 
 
+def metric_name(metric: str) -> str:
+    """Return a metric's name as people write it."""
+    return ABBREVIATED.get(metric, metric.replace("_", " "))
+
+
 def draw_all(folder: Path, results: Sequence[Result], lines: Sequence[Line], scope: str, metric: str) -> list[Path]:
     """Draw every figure that these results have something for; return the SVG files' paths, PNG beside them."""
     folder.mkdir(parents=True, exist_ok=True)
-    label = f"{NAMES[metric]} ({SCOPES[scope]})"
+    label = f"{metric_name(metric)} ({SCOPES[scope]})"
     wanted: dict[str, Callable[[Any], bool]] = {
         "learning-curves": lambda figure: _curves(figure, results, scope, metric, label, by_bytes=False),
         "communication-utility": lambda figure: _curves(figure, results, scope, metric, label, by_bytes=True),
@@ -132,9 +139,9 @@ def _hospitals(figure: Any, results: Sequence[Result], metric: str) -> bool:
                 panel.bar_label(bars, fmt="%.2f", fontsize=7, label_type="center", rotation=90, color="white")
         many = sum(map(len, sites)) > 60
         panel.set_xticks(range(len(sites)), sites, rotation=30 if many else 0, ha="right" if many else "center")
-        if metric != "loss":
+        if metric not in UNBOUNDED:
             panel.set_ylim(0, 1.05)
-    _finish(figure, panel, f"{NAMES[metric]} on the hospital's own patients")
+    _finish(figure, panel, f"{metric_name(metric)} on the hospital's own patients")
     return True
 
 

@@ -13,21 +13,32 @@ name, description, expected, seeds
 
 from __future__ import annotations
 
+import difflib
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from common.errors import UsageError
 from common.faults import explain, line_of
 from common.files import read_text
+from common.release import QUALITIES
 from common.section import Name, Section
 from simulations.faults import Kind
 
 SourceKind = Literal[
-    "npz", "folder", "catalog", "table", "heart-disease", "nuclei-crops", "hippocampus-slices", "phantoms"
+    "npz",
+    "folder",
+    "catalog",
+    "table",
+    "heart-disease",
+    "nuclei-crops",
+    "nuclei-masks",
+    "hippocampus-slices",
+    "hippocampus-volumes",
+    "phantoms",
 ]
 MODELS = ("best", "last")
 
@@ -137,9 +148,7 @@ class JudgeSection(Section):
     """When and by what runs are judged: exact metrics on held-out patients."""
 
     every: int = Field(5, ge=1, description="rounds between the points of a learning curve")
-    metric: Literal["auc", "accuracy", "loss", "sensitivity", "specificity"] = Field(
-        "auc", description="what tables and plots show"
-    )
+    metric: str = Field("auc", description="what tables and plots show: auc, loss, dice, ...")
     scope: Literal["pooled", "mean", "unseen", "worst"] = Field(
         "pooled",
         description="on what: all hospitals' tests as one, the mean over hospitals, the source's own test set, "
@@ -152,6 +161,15 @@ class JudgeSection(Section):
         'or, "site", by their own hospital\'s even for a pooled model',
     )
     sites: int = Field(100, ge=0, description="judge so many hospitals one by one at most, evenly chosen")
+
+    @field_validator("metric")
+    @classmethod
+    def _metric_is_known(cls, name: str) -> str:
+        if name not in QUALITIES:
+            near = difflib.get_close_matches(name, QUALITIES, n=1, cutoff=0.4)
+            hint = f'did you mean "{near[0]}"?' if near else f"there are {', '.join(QUALITIES)}"
+            raise ValueError(f'unknown metric "{name}": {hint}')
+        return name
 
 
 class JobTables(Section):

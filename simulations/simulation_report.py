@@ -16,7 +16,7 @@ from rich.table import Table
 
 from common.files import write_atomically
 from simulations.comparison import Line, caution, compare
-from simulations.plots import NAMES, SCOPES, draw_all
+from simulations.plots import SCOPES, draw_all, metric_name
 from simulations.results import Result, write_tables
 from simulations.scenario import ScenarioFile
 
@@ -93,7 +93,7 @@ def _report(file: ScenarioFile, results: Sequence[Result], lines: Sequence[Line]
     seeds = ", ".join(map(str, dict.fromkeys(result.cell.seed for result in results)))
     return Report(
         scenario.name, scenario.description, scenario.expected,
-        f"{NAMES[judge.metric]} on {SCOPES[judge.scope]}, of the {judge.model} model; seeds {seeds}. "
+        f"{metric_name(judge.metric)} on {SCOPES[judge.scope]}, of the {judge.model} model; seeds {seeds}. "
         f"Differences and p values (paired over seeds, adjusted by Holm) are to {scenario.arms[0].name}.",
         heading, tuple(rows), caution(lines), failures(results),
         tuple(_figure(path) for path in pictures),
@@ -118,7 +118,7 @@ def _cells(file: ScenarioFile, lines: Sequence[Line]) -> list[tuple[str, ...]]:
     others = [f"mean.{judge.metric}", f"worst.{judge.metric}", f"unseen.{judge.metric}", f"pooled.{judge.metric}"]
     more = [name for name in others if name != shown and any(name in line.others for line in lines)]
     private = any(line.epsilon is not None for line in lines)
-    heading = ("", f"{judge.scope} {NAMES[judge.metric]}", "seeds", *(name.replace(".", " ") for name in more))
+    heading = ("", f"{judge.scope} {metric_name(judge.metric)}", "seeds", *(name.replace(".", " ") for name in more))
     heading += ("difference", "p (t)", "p (W)", *(("epsilon",) if private else ()), "MB", "s")
     rows = [heading]
     for line in lines:

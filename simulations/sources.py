@@ -53,6 +53,8 @@ class Source:
                 found.update(np.ascontiguousarray(cases.images).data)
                 found.update(np.ascontiguousarray(cases.patients).data)
                 found.update("\0".join(cases.labels).encode())
+                if cases.truth is not None:
+                    found.update(np.ascontiguousarray(cases.truth).data)
         for name, texts in sorted(self.columns.items()):
             found.update("\0".join((name, *texts)).encode())
         found.update("\0".join(self.splits or ()).encode())
@@ -87,6 +89,7 @@ class Wanted:
 def open_source(wanted: Wanted) -> Source:
     """Return the source's cases, at most `limit` patients of them. Raises UsageError or DataError."""
     from simulations.public_sets import heart_disease, hippocampus_slices, nuclei_crops, phantoms
+    from simulations.structures import hippocampus_volumes, nuclei_masks
 
     openers: dict[str, Callable[[Wanted], Source]] = {
         "npz": _npz,
@@ -95,7 +98,9 @@ def open_source(wanted: Wanted) -> Source:
         "table": _table,
         "heart-disease": heart_disease,
         "nuclei-crops": nuclei_crops,
+        "nuclei-masks": nuclei_masks,
         "hippocampus-slices": hippocampus_slices,
+        "hippocampus-volumes": hippocampus_volumes,
         "phantoms": phantoms,
     }
     if wanted.data.table != (wanted.section.kind in ("table", "heart-disease")):
