@@ -9,6 +9,9 @@ from typer.main import get_command
 
 from common.cli import COMMANDS
 from common.job import key_table, parse_job
+from common.networks import NETWORKS
+from common.strategies import parameters_of
+from common.tasks.parameters import PARAMETERS as TASK_PARAMETERS
 
 PROJECT = Path(__file__).resolve().parent.parent
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
@@ -68,3 +71,14 @@ def test_every_command_is_in_the_readme(name):
 def test_flowers_bundle_is_told_to_hold_only_code():
     settings = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
     assert all(pattern == "LICENSE" or pattern.endswith("/**/*.py") for pattern in settings["fab-include"])
+
+
+@pytest.mark.parametrize("task", list(TASK_PARAMETERS))
+def test_every_task_is_in_the_readme_with_its_parameters(task):
+    parameters = ", ".join(f"{name} = {default}" for name, default, _ in parameters_of(TASK_PARAMETERS[task]))
+    assert f"| `{task}` | {TASK_PARAMETERS[task].__doc__} | {parameters} |" in README
+
+
+@pytest.mark.parametrize("network", list(NETWORKS))
+def test_every_network_is_named_in_the_readme(network):
+    assert f"`{network}`" in README
