@@ -29,6 +29,7 @@ from client.privacy.remembered import remembered_engine
 from client.privacy.sampling import units_of
 from client.pull import BoundPull, Pull
 from client.sgd import SGD
+from client.warping import warped
 from common.errors import JobError, UsageError
 from common.job import Job
 from common.privacy import sampling_rate
@@ -209,8 +210,9 @@ class _Trainer:
     def _load(self, rows: np.ndarray, random: torch.Generator) -> tuple[Tensor, Tensor]:
         images = torch.from_numpy(np.asarray(self.cases.images[rows]))  # indexing by rows has copied them
         targets = self.targets[torch.from_numpy(rows)]
-        if self.job.data.augment == "light":
-            images, targets = augmented(images, targets, self.truth, random)
+        if self.job.data.augment != "none":
+            views = warped if self.job.data.augment == "strong" else augmented
+            images, targets = views(images, targets, self.truth, random)
         inputs, targets = self.task.inputs(images, targets, random)
         return inputs.to(self.device), targets.to(self.device)
 

@@ -89,7 +89,11 @@ class DataSection(Section):
         "(default: whole images)",
     )
     channels: Literal[1, 3] = Field(1, description="1 for grey, 3 for colour")
-    augment: Literal["none", "light"] = Field("none", description='"light": small shifts and, for images, flips')
+    augment: Literal["none", "light", "strong"] = Field(
+        "none",
+        description='"light": small shifts and, for images, flips; "strong": also small rotations, zooms, and changes '
+        "of brightness, contrast and noise",
+    )
     features: tuple[str, ...] = Field(
         (), description='a table\'s columns, instead of images; "cp=2" is 1 where column cp is 2, else 0'
     )
@@ -320,7 +324,7 @@ class Job(Section):
     @model_validator(mode="after")
     def _views_of_an_image_differ(self) -> Job:
         if self.privacy.augmentations > 1 and self.data.augment == "none":
-            raise ValueError('privacy.augmentations above 1 needs data.augment = "light": else all views are the same')
+            raise ValueError("privacy.augmentations above 1 needs data.augment: else all views are the same")
         return self
 
     @model_validator(mode="after")

@@ -53,6 +53,7 @@ class Segmentation(TaskParameters):
         description="surface Dice: how far off a surface still counts as found (mm with data.spacing)",
     )
     overlap: float = Field(0.25, ge=0, lt=1, description="overlap of the windows in which whole cases are predicted")
+    largest_component: bool = Field(False, description="whether only the largest piece of each structure is kept")
 
 
 PARAMETERS: dict[str, type[TaskParameters]] = {

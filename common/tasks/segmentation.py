@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
@@ -85,9 +86,17 @@ class Segmentation:
             return network(inputs)
         return whole(network, inputs, self.patch, self.parameters.overlap)
 
+    def classes(self, outputs: Tensor) -> Tensor:
+        """Return the masks that outputs (N, K + 1, *size) mean: (N, *size) int64, on the CPU."""
+        found = outputs.argmax(dim=1).cpu()
+        if self.parameters.largest_component:
+            for mask in found:
+                _keep_largest(mask.numpy(), self.outputs)
+        return found
+
     def scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return each structure's Dice, surface Dice and HD95: (N, K, 3)."""
-        found, true = (_one_hot(classes, self.outputs) for classes in (outputs.argmax(dim=1), targets))
+        found, true = (_one_hot(classes, self.outputs) for classes in (self.classes(outputs), targets))
         return torch.stack([self._measured(*case) for case in zip(found, true, strict=True)]).float()
 
     def metrics(self, scores: np.ndarray, targets: np.ndarray) -> dict[str, float]:
@@ -154,6 +163,15 @@ class Segmentation:
 
 def _one_hot(classes: Tensor, outputs: int) -> Tensor:
     return functional.one_hot(classes.long().cpu(), outputs).movedim(-1, 1).bool()
+
+
+def _keep_largest(mask: np.ndarray, outputs: int) -> None:
+    """Leave of each structure in `mask` only its largest connected piece; the others become background."""
+    for structure in range(1, outputs):
+        pieces, count = ndimage.label(mask == structure)
+        if count > 1:
+            largest = 1 + int(np.bincount(pieces.ravel())[1:].argmax())
+            mask[(pieces > 0) & (pieces != largest)] = 0
 
 
 def _each(values: Tensor) -> Tensor:

@@ -137,3 +137,11 @@ def test_the_best_model_is_kept_by_dice_unless_the_job_says_otherwise():
 def test_axes_that_do_not_fit_are_named(data, said):
     with pytest.raises(ValueError, match=said):
         job(**data)
+
+
+def test_only_the_largest_piece_of_a_structure_is_kept_where_the_job_says_so():
+    pieces = squares()
+    pieces[0, 14, 14] = 1
+    for largest, kept in ((False, 37), (True, 36)):
+        task = build_task(job(task={"parameters": {"largest_component": largest}}))
+        assert int((task.classes(outputs_for(pieces))[0] == 1).sum()) == kept
