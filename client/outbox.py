@@ -38,7 +38,7 @@ def remember(kit_folder: Path, key: str, request: Request, answer: Answer) -> No
     """Keep `answer` as the run's last. Raises DataError when the disk can't take it."""
     path = _path(kit_folder, request)
     fields = {name: value for name, value in asdict(answer).items() if name not in ("tensors", "numbers", "head")}
-    fields |= {"values": answer.numbers.flat(), "bases": answer.numbers.bases()}
+    fields |= {"values": answer.numbers.flat() | answer.numbers.lists(), "bases": answer.numbers.bases()}
     metadata = {"request": key, "answer": json.dumps(fields), "order": json.dumps(list(answer.tensors or {}))}
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)

@@ -38,6 +38,7 @@ TEXTS = {
     "examples": "the update's weight: images in the training split, or, with privacy, the released count",
     "update/tensors": "the network's parameters after training; with privacy, clipped and with noise",
     "basis/train": 'on what basis the numbers on training leave: "noised", "declared" or "exact"',
+    "basis/stat": 'on what basis statistics leave: "noised", or "declared": exactly',
     "basis/eval": 'on what basis the numbers on evaluation leave: "noised", "declared" or "exact"',
 }
 

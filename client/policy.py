@@ -22,6 +22,7 @@ from common.faults import explain
 from common.files import read_text
 from common.job import Job
 from common.release import Basis
+from common.statistics import counts_only
 
 FILE_NAME = "policy.toml"
 
@@ -36,7 +37,9 @@ class Policy(BaseModel):
     collections: tuple[str, ...] = Field(
         description='the collections that jobs may train on; [] allows none, ["*"] all'
     )
-    tasks: tuple[str, ...] = Field(("classification",), description="the kinds of task allowed")
+    tasks: tuple[str, ...] = Field(
+        ("classification",), description='the kinds of task allowed; "statistics" lets counts of patients leave'
+    )
     networks: tuple[str, ...] = Field(("*",), description='the networks allowed, by name; ["*"] all')
     strategies: tuple[str, ...] = Field(("*",), description='the strategies allowed, by name; ["*"] all')
     approval: Literal["none", "each-job"] = Field(
@@ -161,9 +164,10 @@ def check_job(policy: Policy, job: Job) -> None:
     reasons = [
         _unless_listed("collection", job.data.collection, policy.collections),
         _unless_listed("task", job.task.kind, policy.tasks),
-        _unless_listed("network", job.network.name, policy.networks),
-        _unless_listed("strategy", job.aggregation.strategy, policy.strategies),
     ]
+    if not counts_only(job):  # which has no network, and nothing to combine
+        reasons.append(_unless_listed("network", job.network.name, policy.networks))
+        reasons.append(_unless_listed("strategy", job.aggregation.strategy, policy.strategies))
     if job.private:
         if privacy.epsilon > policy.max_epsilon_per_run:
             reasons.append(f"epsilon {privacy.epsilon:g} is over the policy's {policy.max_epsilon_per_run:g} per run")
@@ -220,6 +224,18 @@ def count_basis(policy: Policy, job: Job) -> Basis:
     if not job.private:
         return "exact"
     return "declared" if policy.counts == "public" else "noised"
+
+
+def statistics_basis(policy: Policy, job: Job) -> Basis:
+    """Return on what basis statistics leave: with noise, or exactly where the policy declares counts public.
+
+    Raises RefusedError: the job wants exact counts, and the policy does not let them leave.
+    """
+    if job.private:
+        return "noised"
+    if policy.counts != "public":
+        raise RefusedError("the policy lets no exact count leave: ask for statistics with differential privacy")
+    return "declared"
 
 
 def _unless_listed(what: str, name: str, allowed: tuple[str, ...]) -> str:

@@ -28,11 +28,13 @@ from client.outbox import recall, remember, request_key
 from client.policy import Cohort, check_cohort, check_hours, check_job, read_policy
 from client.privacy.ledger import LEDGER_FILE, Ledger
 from client.record import site_log
+from client.survey import Survey
 from client.training import pick_device
 from client.visit import Visit
 from common.errors import RefusedError, UpdateError, WaitingError, WardroundError
 from common.job import Job
 from common.kit import Kit, read_kit
+from common.statistics import counts_only
 from common.update import Answer, Request, Status
 
 CACHE_FOLDER = "cache"
@@ -113,6 +115,8 @@ class Site:
         require_approval(self.log, policy, job)
         if request.kind != "consent":
             check_hours(policy, datetime.datetime.now().astimezone().time())
+        if counts_only(job) or request.kind == "statistics":
+            return Survey(self.name, request, policy, self.kit_folder, self.ledger).answer()
         bench = self.bench(job)
         check_cohort(policy, Cohort(bench.training.cases.patient_count, 0))
         account = Account(self.ledger, job, request.run, policy, bench.sharing)

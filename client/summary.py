@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+from common.bins import HISTOGRAMS, LABEL, histogram
 from common.job import Job
+from common.statistics import counts_only
 
 _UNITS = {"patient": "each patient, with all of the patient's images", "image": "each single image, not each patient"}
 
 
 def in_plain_words(job: Job) -> list[str]:
     """Return sentences: what the job would do here, what would leave, and what it would cost in privacy."""
-    kind = "row" if job.data.table else "image"
     lines = [job.description] if job.description else []
-    lines += [
-        f'It would train the network "{job.network.name}" on the collection "{job.data.collection}" ({_form(job)}) to '
-        f"tell apart: {', '.join(job.task.labels)} ({job.task.kind}).",
-        f"Up to {job.aggregation.rounds} rounds with {len(job.sites)} sites ({', '.join(job.sites)}), combined by "
-        f'"{job.aggregation.strategy}". After each round the model trained here leaves; no {kind} does.',
-    ]
+    lines += _statistics(job) if counts_only(job) else _training(job)
     privacy = job.privacy
     if privacy.mechanism == "dp-sgd":
         lines.append(
@@ -31,6 +27,25 @@ def in_plain_words(job: Job) -> list[str]:
     else:
         lines.append("There is NO differential privacy: what leaves may tell of single patients.")
     return lines
+
+
+def _training(job: Job) -> list[str]:
+    kind = "row" if job.data.table else "image"
+    return [
+        f'It would train the network "{job.network.name}" on the collection "{job.data.collection}" ({_form(job)}) to '
+        f"tell apart: {', '.join(job.task.labels)} ({job.task.kind}).",
+        f"Up to {job.aggregation.rounds} rounds with {len(job.sites)} sites ({', '.join(job.sites)}), combined by "
+        f'"{job.aggregation.strategy}". After each round the model trained here leaves; no {kind} does.',
+    ]
+
+
+def _statistics(job: Job) -> list[str]:
+    counted = ", ".join(histogram(name, job.task.labels).title for name in (LABEL, *HISTOGRAMS))
+    return [
+        f'It would count the patients of the collection "{job.data.collection}" by: {counted}. Nothing is trained.',
+        f"The counts, in bins that are the same everywhere, leave once, to the coordinator of {len(job.sites)} sites "
+        f"({', '.join(job.sites)}); no image does, and no word of a header.",
+    ]
 
 
 def _form(job: Job) -> str:

@@ -31,6 +31,7 @@ COMMANDS = {
     "plan": ("server.plan_cli:app", "Tell what a job's privacy would cost, before anything runs."),
     "run": ("server.cli:run", "Run a job across the sites it names, or resume a run."),
     "runs": ("server.cli:runs", "List runs, or show one."),
+    "statistics": ("server.statistics_cli:app", "Count patients at the sites, and warn where the sites differ."),
     "sites": ("server.cli:sites", "List the federation's sites and whether they are here."),
     "site": ("client.cli:app", "A hospital's side: enrol, import images, check, start."),
     "audit": ("common.cli:audit", "Verify and report what a site did; attack a training to test its privacy."),

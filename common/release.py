@@ -7,17 +7,18 @@ Every number stands in a class that says what it depends on, and those that depe
     exact      of a job without differential privacy, which the hospital's policy allows
 
 To let a task report a further metric is to add one field to `Evaluation`; and one to `ByLabel` where each label has its
-own.
+own. What statistics count is a field of `Statistics`, its bins are public (`common.bins`).
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
+from common import bins
 from common.errors import UpdateError
 
 Basis = Literal["noised", "declared", "exact"]
@@ -110,7 +111,32 @@ class Evaluation:
     by_label: tuple[ByLabel, ...] = ()
 
 
-Part = Operation | Accounting | Training | Evaluation
+@dataclass(frozen=True)
+class Statistics:
+    """Histograms of a collection's patients over public bins, `deviation` being that of the noise on each weight.
+
+    A histogram is a weight for each bin, in patients: noised (then it may be negative) or exact.
+    """
+
+    basis: Basis
+    deviation: float | None = _number("standard deviation of the noise on each bin")
+    label: tuple[float, ...] | None = _number("patients by label")
+    modality: tuple[float, ...] | None = _number("patients by modality")
+    maker: tuple[float, ...] | None = _number("patients by the maker of the scanner")
+    field: tuple[float, ...] | None = _number("patients by magnetic field")
+    sex: tuple[float, ...] | None = _number("patients by sex")
+    age: tuple[float, ...] | None = _number("patients by decade of age")
+    size: tuple[float, ...] | None = _number("patients by the longer side of their images")
+    spacing: tuple[float, ...] | None = _number("patients by pixel spacing")
+    distance: tuple[float, ...] | None = _number("patients by distance or thickness of slices")
+    images: tuple[float, ...] | None = _number("patients by their number of images")
+    intensity: tuple[float, ...] | None = _number("patients by intensity of their pixels")
+
+
+Part = Operation | Accounting | Training | Evaluation | Statistics
+_KINDS: tuple[tuple[str, type[Part]], ...] = (
+    ("train", Operation), ("train", Training), ("privacy", Accounting), ("eval", Evaluation), ("stat", Statistics)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -121,39 +147,51 @@ class Numbers:
     accounting: Accounting | None = None
     training: Training | None = None
     evaluation: Evaluation | None = None
+    statistics: Statistics | None = None
 
     def flat(self) -> dict[str, float]:
-        """Return the numbers by the names of `METRIC_FIELDS`; what is None is left out."""
-        return {
-            f"{prefix}.{item.name}": float(value)
-            for prefix, part in self._parts()
-            for item in fields(part)
-            if item.name not in NO_NUMBERS and (value := getattr(part, item.name)) is not None
-        } | {
+        """Return the single numbers by the names of `METRIC_FIELDS`; what is None is left out."""
+        return {name: float(value) for name, value in self._values() if not isinstance(value, tuple)} | {
             f"eval.{item.name}.{number}": float(value)
             for number, label in enumerate(self.evaluation.by_label if self.evaluation else ())
             for item in fields(label)
             if (value := getattr(label, item.name)) is not None
         }
 
+    def lists(self) -> dict[str, list[float]]:
+        """Return the histograms by the names of `METRIC_FIELDS`."""
+        return {name: [float(weight) for weight in value] for name, value in self._values() if isinstance(value, tuple)}
+
     def bases(self) -> dict[str, Basis]:
-        """Return on what basis the training and evaluation numbers leave."""
-        return {prefix: part.basis for prefix, part in self._parts() if isinstance(part, Training | Evaluation)}
+        """Return on what basis the numbers of training, evaluation and statistics leave."""
+        told = ((prefix, part) for prefix, part in self._parts())
+        return {prefix: part.basis for prefix, part in told if isinstance(part, Training | Evaluation | Statistics)}
+
+    def _values(self) -> Iterator[tuple[str, float | tuple[float, ...]]]:
+        for prefix, part in self._parts():
+            for item in fields(part):
+                if item.name not in NO_NUMBERS and (value := getattr(part, item.name)) is not None:
+                    yield f"{prefix}.{item.name}", value
 
     def _parts(self) -> Iterator[tuple[str, Part]]:
-        parts = (("train", self.operation), ("privacy", self.accounting), ("train", self.training))
-        yield from ((prefix, part) for prefix, part in (*parts, ("eval", self.evaluation)) if part is not None)
+        parts = (
+            ("train", self.operation), ("privacy", self.accounting), ("train", self.training),
+            ("eval", self.evaluation), ("stat", self.statistics),
+        )  # fmt: skip
+        yield from ((prefix, part) for prefix, part in parts if part is not None)
 
 
 NO_NUMBERS = frozenset({"basis", "by_label"})
 LABEL_FIELDS: dict[str, str] = {item.name: item.metadata["meaning"] for item in fields(ByLabel)}
 METRIC_FIELDS: dict[str, str] = {
     f"{prefix}.{item.name}": item.metadata["meaning"]
-    for prefix, kind in (("train", Operation), ("train", Training), ("privacy", Accounting), ("eval", Evaluation))
+    for prefix, kind in _KINDS
     for item in fields(kind)
     if item.name not in NO_NUMBERS
 }
 """Every number's name on the wire with its meaning: read off the types above. A label's own have its place behind."""
+_HISTOGRAMS = {f"stat.{name}": len(one.bins) for name, one in bins.HISTOGRAMS.items()}
+"""The histograms on the wire but for that of labels, with their number of bins."""
 
 
 QUALITIES: tuple[str, ...] = tuple(
@@ -199,26 +237,40 @@ def numbers_of(values: Mapping[str, object], bases: Mapping[str, object]) -> Num
     Raises
     ------
     UpdateError
-        A name that no type has, a value that is not a finite number, or a basis that is missing or unknown.
+        A name that no type has, a value that is not a finite number (or not so many of them as a histogram has bins),
+        or a basis that is missing or unknown.
     """
     for name, value in values.items():
         if meaning_of(name) is None:
             raise UpdateError(f'the answer has a metric "{name[:60]}" that is not on the allow-list')
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if name in _HISTOGRAMS or name == f"stat.{bins.LABEL}":
+            _check_histogram(name, value)
+        elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise UpdateError(f'the answer\'s metric "{name}" is not a finite number')
     training, evaluation = _named(values, "train", Training), _evaluated(values)
-    accounting = _named(values, "privacy", Accounting)
+    accounting, statistics = _named(values, "privacy", Accounting), _named(values, "stat", Statistics)
     return Numbers(
         Operation(**_named(values, "train", Operation)),
         Accounting(**accounting) if accounting else None,
         Training(_basis(bases, "train"), **training) if training or "train" in bases else None,
         evaluation_of(_basis(bases, "eval"), evaluation) if evaluation or "eval" in bases else None,
+        Statistics(_basis(bases, "stat"), **statistics) if statistics or "stat" in bases else None,
     )
+
+
+def _check_histogram(name: str, value: object) -> None:
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not 0 < len(value) <= bins.MOST_LABELS + 2:
+        raise UpdateError(f'the answer\'s histogram "{name}" is no list of numbers')
+    if len(value) != _HISTOGRAMS.get(name, len(value)):
+        raise UpdateError(f'the answer\'s histogram "{name}" has {len(value)} bins, not {_HISTOGRAMS[name]}')
+    if not all(isinstance(weight, int | float) and math.isfinite(weight) for weight in value):
+        raise UpdateError(f'the answer\'s histogram "{name}" holds a number that is not finite')
 
 
 def _named(values: Mapping[str, object], prefix: str, kind: type[Part]) -> dict[str, Any]:
     names = {item.name for item in fields(kind)} - NO_NUMBERS
-    return {name: values[f"{prefix}.{name}"] for name in sorted(names) if f"{prefix}.{name}" in values}
+    found = {name: values[f"{prefix}.{name}"] for name in sorted(names) if f"{prefix}.{name}" in values}
+    return {name: tuple(value) if isinstance(value, Sequence) else value for name, value in found.items()}
 
 
 def _evaluated(values: Mapping[str, object]) -> dict[str, Any]:

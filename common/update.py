@@ -31,7 +31,7 @@ WITNESS, HEAD, BASIS = "witness", "head", "basis"
 PACKED, SAFETENSORS = "tensors", "safetensors"
 MAX_TEXT, MAX_WORD = 2000, 100
 MAX_EXAMPLES = 10**9
-Kind = Literal["consent", "train", "evaluate"]
+Kind = Literal["consent", "train", "evaluate", "statistics"]
 Split = Literal["validation", "test"]
 Status = Literal["ok", "refused", "failed", "waiting"]
 
@@ -41,7 +41,8 @@ class Request:
     """What the coordinator asks of a site.
 
     `kind` "consent": say whether this job may run here; there is no model yet. "train": evaluate `model` on the
-    validation split, then train one round from it. "evaluate": evaluate it on `split` and send numbers only. `number`
+    validation split, then train one round from it. "evaluate": evaluate it on `split` and send numbers only.
+    "statistics": count, as a job for statistics says; there is no model. `number`
     counts rounds from 1; `run` is the run's name in the coordinator's registry. `witness` is the newest signed head of
     this site's audit log that the coordinator holds, as JSON: a log that does not hold it has been rolled back.
     `control` is what the strategy sends beside the model (SCAFFOLD's control variate); nothing for most.
@@ -81,7 +82,7 @@ class Answer:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The numbers by their names in `METRIC_FIELDS`."""
+        """The single numbers by their names in `METRIC_FIELDS`."""
         return self.numbers.flat()
 
 
@@ -178,7 +179,7 @@ def encode_answer(answer: Answer) -> RecordDict:
     """Encode an answer. `Numbers` has a field for all that may leave, and nothing else is taken from the answer."""
     content = RecordDict(
         {
-            METRICS: MetricRecord(dict(answer.numbers.flat())),
+            METRICS: MetricRecord({**answer.numbers.flat(), **answer.numbers.lists()}),
             BASIS: ConfigRecord(dict(answer.numbers.bases())),
             REPORT: ConfigRecord(
                 {

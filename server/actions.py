@@ -14,6 +14,7 @@ from common.errors import ForbiddenError, RunError, UsageError
 from common.job import Job, parse_job
 from common.kit import Kit
 from common.plan import PrivacyPlan
+from common.statistics import counts_only
 from server.people import People, check_role, checked_name
 from server.record import coordinator_log
 from server.records import RESUMABLE, ModelFile, Stage
@@ -50,6 +51,8 @@ class Actions:
         build_strategy(job)
         build_criterion(job.aggregation.criterion)
         check_sites(job, read_roster(self._kit.folder / "roster"))
+        if counts_only(job):
+            return job
         with _ONE_AT_A_TIME:
             from common.networks import check_network  # torch, at the first job only
 

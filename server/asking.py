@@ -153,7 +153,10 @@ class Asker:
             log.warning("run %s round %d: update rejected: %s", self.run, request.number, error)
             return SiteRound(reply.site, "rejected", str(error))
         norm = norm_of_update(answer.tensors, request.model) if answer.tensors is not None else None
-        return SiteRound(reply.site, status, examples=answer.examples, metrics=dict(answer.metrics), norm=norm)
+        return SiteRound(
+            reply.site, status, examples=answer.examples, metrics=dict(answer.metrics), norm=norm,
+            statistics=answer.numbers.lists(),
+        )  # fmt: skip
 
     def _see_no(self, site: str, answer: Answer) -> None:
         log.warning("run %s: %s %s: %s", self.run, site, answer.status, answer.reason)

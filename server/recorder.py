@@ -137,7 +137,7 @@ def _insert_round(connection: Connection, run_id: int, record: RoundRecord) -> N
                 sent=site.sent,
                 received=site.received,
                 examples=site.examples,
-                metrics=dict(site.metrics),
+                metrics={**site.metrics, **site.statistics},
                 norm=site.norm,
             )
         )

@@ -24,7 +24,7 @@ SiteStatus = Literal[
     "unreached",  # it was not there
     "excluded",  # not asked: it has refused before
 ]
-RoundKind = Literal["consent", "train", "validation", "test"]
+RoundKind = Literal["consent", "train", "validation", "test", "statistics"]
 RunStatus = Literal["queued", "running", "completed", "incomplete", "failed", "interrupted", "stopped"]
 Stage = Literal["candidate", "approved", "retired"]
 RESUMABLE: tuple[RunStatus, ...] = ("failed", "interrupted", "stopped")
@@ -34,7 +34,8 @@ RESUMABLE: tuple[RunStatus, ...] = ("failed", "interrupted", "stopped")
 class SiteRound:
     """What one site did in one round. `seconds` from request to answer; `sent` and `received` are bytes of tensors.
 
-    `norm` is the L2 norm of its update, the difference from the model that it was sent.
+    `norm` is the L2 norm of its update, the difference from the model that it was sent. `statistics` are histograms by
+    their names in `METRIC_FIELDS`.
     """
 
     site: str
@@ -46,6 +47,7 @@ class SiteRound:
     examples: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     norm: float | None = None
+    statistics: Mapping[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class RoundRecord:
     `kind` "consent": the sites were asked whether the job may run there, before round `number + 1`.
     `kind` "train": the model before it was evaluated on "validation" (`score` is of that model, the model after round
     `number - 1`), then trained. "validation", "test": the model after round `number` was evaluated; `score` is of it.
+    "statistics": patients were counted; there is no model.
     `share` is the part of all known training cases that the updates cover. `whole` is false when the site that has the
     most cases, or may have, is missing from the new model. `central` is what central privacy did in the round, if any.
     `aggregating` are the seconds that checking, adding up and finishing took.
@@ -92,6 +95,8 @@ class RoundRecord:
         """A heading for people."""
         if self.kind == "consent":
             return "consent" if self.number == 0 else f"consent after round {self.number}"
+        if self.kind == "statistics":
+            return "statistics"
         if self.kind != "train":
             return f"{self.kind} of the model after round {self.number}"
         return f"round {self.number}" + (f", attempt {self.attempt}" if self.attempt > 1 else "")

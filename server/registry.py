@@ -322,8 +322,9 @@ def read_rounds(connection: Connection, wanted: Sequence[ColumnElement[bool]]) -
                 row.sent,
                 row.received,
                 row.examples,
-                row.metrics,
+                {name: value for name, value in row.metrics.items() if not isinstance(value, list)},
                 row.norm,
+                {name: value for name, value in row.metrics.items() if isinstance(value, list)},
             )
         )
     return [

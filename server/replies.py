@@ -8,8 +8,10 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from common.bins import LABEL, histogram
 from common.errors import UpdateError
 from common.job import Job
+from common.release import Statistics
 from common.selection import planned_steps
 from common.update import Answer, Request, Tensors, check_tensors
 from server.aggregation import MAX_WEIGHT
@@ -76,6 +78,18 @@ def check_update(answer: Answer, job: Job, model: Tensors, known: int | None) ->
         raise UpdateError(f"{site}: it says that it took {taken:g} steps, and the job has {planned} for its count")
     check_tensors(answer.tensors, model, site)
     return answer.tensors
+
+
+def check_statistics(answer: Answer, job: Job) -> Statistics:
+    """Return the statistics of an answer. Raises UpdateError when there are none, or they do not fit the job."""
+    found = answer.numbers.statistics
+    if found is None or found.label is None:
+        raise UpdateError(f"{answer.site}: the answer has no statistics")
+    if len(found.label) != (wanted := len(histogram(LABEL, job.task.labels).bins)):
+        raise UpdateError(f"{answer.site}: the histogram of labels has {len(found.label)} bins, not {wanted}")
+    if job.private and (found.basis != "noised" or not found.deviation):
+        raise UpdateError(f"{answer.site}: the job asks for noised statistics, and these are {found.basis}")
+    return found
 
 
 def norm_of_update(tensors: Tensors, model: Tensors) -> float:

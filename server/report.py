@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from common.statistics import counts_only
 from common.trust import who_is_trusted
 from server.records import (
     CoordinatorSeen,
@@ -71,7 +72,8 @@ def run_report(detail: RunDetail) -> Group:
     if run.status == "running":
         parts.append(Text(now(run.progress), COLOURS["running"]))
     parts += [_rounds_table(detail), _sites_table(detail), *(Text(f"! {text}", "yellow") for text in detail.warnings)]
-    parts += [_model_line(model, detail.job.aggregation.criterion) for model in detail.models]
+    if not counts_only(detail.job):
+        parts += [_model_line(model, detail.job.aggregation.criterion) for model in detail.models]
     return Group(*parts)
 
 
@@ -79,9 +81,11 @@ def now(progress: Mapping[str, Any] | None) -> str:
     """Return what a running run does at this moment, and for which sites it waits."""
     if progress is None:
         return "starting"
-    what = {"train": f"round {progress['number']}", "consent": "asking whether the job may run"}.get(
-        progress["kind"], f"evaluating on {progress['kind']}"
-    )
+    what = {
+        "train": f"round {progress['number']}",
+        "consent": "asking whether the job may run",
+        "statistics": "asking for statistics",
+    }.get(progress["kind"], f"evaluating on {progress['kind']}")
     people = [f"{site} (a person, or its hours)" for site in undecided(progress)]
     waiting = ", ".join([*progress["waiting"], *people]) or "nobody"
     return f"{what}: waiting for {waiting} ({time.time() - progress['since']:.0f} s)"

@@ -17,14 +17,15 @@ from flwr.serverapp import Grid
 from common.errors import JobError, RunError, UpdateError
 from common.job import Job
 from common.selection import chosen
+from common.statistics import counts_only
 from common.strategies import FedBuff
 from common.update import Answer, Request, Tensors
-from server.asking import Asker
+from server.asking import Asker, Use
 from server.central import Central, CentralGathering
 from server.consent import gather, pause
 from server.criterion import build_criterion
 from server.records import Kept, RoundRecord, SiteRound, SiteStatus
-from server.replies import Summed, SumsUpdates, check_update
+from server.replies import Summed, SumsUpdates, check_statistics, check_update
 from server.stopwatch import Stopwatch
 from server.strategies.mean import MeanStrategy
 from server.strategies.registry import build_strategy
@@ -104,6 +105,8 @@ class RoundLoop:
     def run(self) -> Kept:
         """Do all rounds, then evaluate the last model on "validation" and the kept one on "test"; return which it is.
 
+        A job for statistics has one exchange, and no model.
+
         Raises
         ------
         RunError
@@ -113,6 +116,8 @@ class RoundLoop:
         """
         if self._number < self._job.aggregation.rounds and not self._trains_only:
             self._ask_consent()
+        if counts_only(self._job):
+            return self._statistics()
         while self._number < self._job.aggregation.rounds:
             self._round()
         if self._trains_only:
@@ -126,25 +131,44 @@ class RoundLoop:
 
     def _ask_consent(self) -> None:
         """Ask every site whether the job may run there; wait for those where a person decides."""
-        wanted = self._job.aggregation
         request = Request("consent", self._run, self._number, self._job, {})
         record = RoundRecord("consent", self._number, 1, "asked", (), started=time.time())
+        record = self._patiently(request, record, lambda answer, _: "agreed")
+        self._asker.refused |= {row.site: row.reason for row in record.sites if row.status == "refused"}
+        self._examples |= {row.site: row.examples for row in record.sites if row.examples}
+        self._recorder.commit(record, None, self._best)
+        self._require_possible_quorum()
 
+    def _statistics(self) -> Kept:
+        """Ask every site for its statistics, once."""
+
+        def use(answer: Answer, _: Request) -> SiteStatus:
+            check_statistics(answer, self._job)
+            return "evaluated"
+
+        request = Request("statistics", self._run, 1, self._job, {})
+        record = RoundRecord("statistics", 1, 1, "evaluated", (), started=time.time())
+        record = self._patiently(request, record, use)
+        missing = tuple(row for row in record.sites if row.status != "evaluated")
+        warnings = tuple(f"{row.site} is missing from the statistics: {row.reason or row.status}" for row in missing)
+        self._recorder.commit(replace(record, warnings=(*record.warnings, *warnings)), None, None)
+        if len(missing) == len(record.sites):
+            raise RunError("no site gave statistics: " + "; ".join(warnings))
+        return Kept(0, None)
+
+    def _patiently(self, request: Request, record: RoundRecord, use: Use) -> RoundRecord:
+        """Ask every site, and those that wait for a person or their hours again; return what each said in the end."""
         suspicions: dict[str, None] = {}
 
         def ask(sites: tuple[str, ...], before: Mapping[str, SiteRound]) -> Mapping[str, SiteRound]:
             others = tuple(row for site, row in before.items() if site not in sites)
-            asked = self._asker.ask(request, replace(record, sites=others), lambda answer, _: "agreed", sites)
+            asked = self._asker.ask(request, replace(record, sites=others), use, sites)
             suspicions.update(dict.fromkeys(asked.warnings))
             return {row.site: row for row in asked.sites if row.site in sites}
 
-        said = gather(self._job.sites, ask, wanted.approval_seconds, self._stopped)
-        self._asker.refused |= {site: row.reason for site, row in said.items() if row.status == "refused"}
-        self._examples |= {site: row.examples for site, row in said.items() if row.examples}
+        said = gather(self._job.sites, ask, self._job.aggregation.approval_seconds, self._stopped)
         rows, seconds = tuple(said[site] for site in self._job.sites), time.time() - record.started
-        record = replace(record, sites=rows, seconds=seconds, warnings=tuple(suspicions))
-        self._recorder.commit(record, None, self._best)
-        self._require_possible_quorum()
+        return replace(record, sites=rows, seconds=seconds, warnings=tuple(suspicions))
 
     def _round(self) -> None:
         shared = {name: tensor for name, tensor in self._model.items() if name not in self._local}

@@ -9,6 +9,7 @@ from pathlib import Path
 from certs.roster import AdmittedSite
 from common.errors import JobError
 from common.job import Job
+from common.statistics import counts_only
 from server.criterion import build_criterion
 from server.modelfiles import read_checkpoint
 from server.registry import Registry
@@ -31,6 +32,10 @@ def submit_job(
     build_criterion(job.aggregation.criterion)
     if admitted is not None:
         check_sites(job, admitted)
+    if counts_only(job):
+        if from_model is not None:
+            raise JobError(f"{from_model}: a job for statistics has no model")
+        return registry.submit(job, {})
     from common.networks import initial_model  # torch: only whoever submits needs it, not who runs the rounds
 
     model = initial_model(job)

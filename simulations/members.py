@@ -24,7 +24,7 @@ from client.privacy.ledger import Purpose, calibrate
 from client.scaling import scaled
 from client.training import Plan
 from client.visit import Visit
-from common.errors import RefusedError, WardroundError
+from common.errors import RefusedError, UpdateError, WardroundError
 from common.job import Job
 from common.networks import build_network, local_names
 from common.privacy import Spending, epsilon_of
@@ -125,6 +125,8 @@ class Member:
                     return visit.train()
                 case "evaluate":
                     return visit.evaluate()
+                case "statistics":
+                    raise UpdateError("simulated hospitals give no statistics")
         except RefusedError as error:
             return Answer(self.hospital.name, request.job.digest, request.number, "refused", str(error))
         except WardroundError as error:

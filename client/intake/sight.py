@@ -13,10 +13,11 @@ from PIL import Image
 
 from client.intake.image import Pixels, Seen
 from client.intake.intensity import with_channels
+from common.bins import GREYS
 
 COPY_ROWS, COPY_COLUMNS = 24, 25
 """Size of the small copy: a column more than rows, so that differences along a row are 24 x 24."""
-BINS = 16
+BINS = GREYS
 """Bins of a file's histogram of intensities, of equal width over [0, 1]."""
 PARTS = 10_000
 """A file's histogram is kept in this many parts: exact to 0.01 per cent."""

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from common.privacy import Spending
 
 VERSION = 2
-Purpose = Literal["training", "metrics", "count"]
+Purpose = Literal["training", "metrics", "count", "statistics"]
 _COLUMNS = {
     "id": "INTEGER PRIMARY KEY",
     "at": "TEXT NOT NULL",
@@ -48,8 +48,8 @@ _FIRST_VERSION = tuple(name for name in _COLUMNS if name not in _ADDED)
 class Entry:
     """What was spent at once on a split of a collection, by a run.
 
-    `unit` is what was protected, "patient" or "image". `purpose`: a round's training, noised metrics, or a noised
-    count.
+    `unit` is what was protected, "patient" or "image". `purpose`: a round's training, noised metrics, a noised
+    count, or statistics.
     """
 
     collection: str

@@ -18,11 +18,12 @@ from client.site import Site
 from common.job import parse_job
 from common.networks import initial_model
 from common.release import BASES, METRIC_FIELDS, NO_NUMBERS, Evaluation, Training
+from common.statistics import counts_only
 from common.update import BASIS, HEAD, METRICS, REPORT, UPDATE, Request, Status, decode_answer, encode_request
 
 FIELDS = {
     METRICS: set(METRIC_FIELDS),
-    BASIS: {"train", "eval"},
+    BASIS: {"train", "eval", "stat"},
     REPORT: {"site", "job", "number", "status", "reason", "examples", "version", "device"},
     HEAD: {"head"},
     UPDATE: {"tensors"},
@@ -49,7 +50,7 @@ def kit(kit_folder, write_kit, hospital):
 
 def allow(folder, wanted):
     chosen = {"collections": ["chest"], "min_patients": 2, "min_evaluation_patients": 1, "require_privacy": False}
-    chosen |= {"image_unit": True} | wanted
+    chosen |= {"image_unit": True, "tasks": ["classification", "statistics"]} | wanted
     assert set(chosen) <= SETTINGS
     lines = [line for line in DEFAULT_POLICY.splitlines() if line.split(" ")[0] not in chosen]
     lines += [f"{name} = {json.dumps(value)}" for name, value in chosen.items()]
@@ -64,16 +65,18 @@ policies = st.fixed_dictionaries(
         "releasable_splits": st.sampled_from([[], ["test"], ["validation"]]),
         "min_evaluation_patients": st.sampled_from([1, 3, 1000]),
         "min_patients": st.sampled_from([2, 1000]),
+        "tasks": st.sampled_from([["classification"], ["statistics", "classification"]]),
         "max_epsilon_for_life": st.sampled_from([0.5, 30.0]),
     },
 )
 jobs = st.builds(
-    lambda mechanism, unit, epsilon, labels, size, sites, rounds: parse_job(
-        f'name = "j"\nsites = {json.dumps(sites)}\n[task]\nlabels = {json.dumps(labels)}\n'
+    lambda kind, mechanism, unit, epsilon, labels, size, sites, rounds: parse_job(
+        f'name = "j"\nsites = {json.dumps(sites)}\n[task]\nkind = "{kind}"\nlabels = {json.dumps(labels)}\n'
         '[data]\ncollection = "chest"\n'
         f"size = [{size}, {size}]\n[training]\nbatch_size = 4\n[aggregation]\nrounds = {rounds}\n"
         f'[privacy]\nmechanism = "{mechanism}"\nunit = "{unit}"\nepsilon = {epsilon}\nengine = "plain"\n'
     ),
+    kind=st.sampled_from(["classification", "classification", "statistics"]),
     mechanism=st.sampled_from(["dp-sgd", "dp-sgd", "none"]),
     unit=st.sampled_from(["patient", "image"]),
     epsilon=st.sampled_from([1.0, 8.0]),
@@ -99,7 +102,12 @@ def sent(site, request):
 
 @pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(policy=policies, job=jobs, kind=st.sampled_from(["consent", "train", "train", "evaluate"]), data=st.data())
+@given(
+    policy=policies,
+    job=jobs,
+    kind=st.sampled_from(["consent", "train", "train", "evaluate", "statistics"]),
+    data=st.data(),
+)
 def test_no_unlisted_field_leaves_and_every_number_has_a_basis_that_the_policy_allows(
     kit, in_a_run, policy, job, kind, data
 ):
@@ -107,7 +115,7 @@ def test_no_unlisted_field_leaves_and_every_number_has_a_basis_that_the_policy_a
     site = Site.open(kit, "cpu")
     split = data.draw(st.sampled_from(["validation", "test"]))
     number, run = data.draw(st.integers(1, 3)), data.draw(st.sampled_from(["a", "b", "c"]))
-    model = {} if kind == "consent" else initial_model(job)
+    model = {} if kind in ("consent", "statistics") or counts_only(job) else initial_model(job)
     if data.draw(st.integers(0, 9)) == 0:
         model = {"w": np.zeros(3, np.float32)}
     before = site.ledger.entries()
@@ -123,6 +131,12 @@ def test_no_unlisted_field_leaves_and_every_number_has_a_basis_that_the_policy_a
     if given_.status != "ok":
         assert not given_.metrics
         assert given_.tensors is None
+        return
+    assert ("stat" in bases) == (kind == "statistics")
+    if counts_only(job):
+        assert set(bases) <= {"stat"}
+        assert bases.get("stat", "noised") == ("noised" if job.private or kind == "consent" else "declared")
+        assert kind == "consent" or not job.private or ("train", "statistics") in paid
         return
     if given_.tensors is not None and job.private:
         assert ("train", "training") in paid
