@@ -63,17 +63,18 @@ def _release(
     message: Message, site: Site, request: Request | None, given: Answer, *, with_head: bool = False
 ) -> Message:
     content = encode_answer(given)
+    epsilon = site.cost(request) if request and given.status in ("ok", "refused") else None
     head = record(
         site.kit_folder,
         describe(
-            _parts(content),
+            parts_of(content),
             run=request.run if request else "",
             job_digest=given.job_digest,
             round_number=given.number,
             kind=request.kind if request else message.metadata.message_type,
             status=given.status,
-            epsilon=given.metrics.get("privacy.epsilon"),
-            delta=given.metrics.get("privacy.delta"),
+            epsilon=epsilon,
+            delta=request.job.privacy.delta if request and epsilon is not None else None,
             to=site.coordinator,
         ),
     )
@@ -82,7 +83,7 @@ def _release(
     return Message(content, reply_to=message)
 
 
-def _parts(content: RecordDict) -> Mapping[str, bytes]:
+def parts_of(content: RecordDict) -> Mapping[str, bytes]:
     """Every field of the reply by name, with its bytes as they are sent. The head is not among them: it follows."""
     parts: dict[str, bytes] = {}
     for name, numbers in content.metric_records.items():

@@ -9,7 +9,7 @@ import threading
 from enum import StrEnum
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -19,6 +19,9 @@ from client import dashboard_cli, steward_cli
 from client.options import JsonOption, KitArgument, KitOption
 from common.errors import UsageError
 from common.kit import find_kit
+
+if TYPE_CHECKING:
+    from client.releases import Release
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="A hospital's side: enrol, import images, check, start."
@@ -257,7 +260,7 @@ def show(kit: KitOption = None, as_json: JsonOption = False) -> None:
 
 @app.command()
 def releases(kit: KitOption = None, as_json: JsonOption = False) -> None:
-    """List every message that left this site: when, for which run, its fields, bytes, SHA-256, epsilon so far.
+    """List every message that left this site: when, to whom, for which run, its fields, bytes, SHA-256, epsilon so far.
 
     Example: wardround site releases --json
     """
@@ -271,14 +274,21 @@ def releases(kit: KitOption = None, as_json: JsonOption = False) -> None:
         typer.echo("No message has left this site yet.")
         return
     for run, messages in groupby(found, key=lambda release: release.run):
-        table = Table("when (UTC)", "round", "kind", "status", "bytes", "epsilon", title=run, box=None)
-        table.title_justify = "left"
-        for message in messages:
-            epsilon = "" if message.epsilon is None else f"{message.epsilon:.3f}"
-            when = message.at[:19].replace("T", " ")
-            table.add_row(when, str(message.round), message.kind, message.status, f"{message.bytes:,}", epsilon)
-        Console().print(table)
-    typer.echo("Each with its fields, SHA-256 and job digest: --json")
+        _print_releases(run, list(messages))
+    typer.echo("Each with the names of its fields, whole SHA-256 and job digest: --json")
+
+
+def _print_releases(run: str, messages: list[Release]) -> None:
+    to = ", ".join(sorted({message.to for message in messages if message.to})) or "nobody"
+    columns = "when (UTC)", "round", "kind", "status", "fields", "bytes", "SHA-256", "epsilon"
+    table = Table(*columns, title=f"{run or 'outside any run'}, to {to}", box=None, padding=(0, 1, 0, 0))
+    table.title_justify = "left"
+    for message in messages:
+        epsilon = "" if message.epsilon is None else f"{message.epsilon:.3f}"
+        when, fields = message.at[:19].replace("T", " "), str(len(message.fields))
+        size, digest = f"{message.bytes:,}", message.sha256[:8]
+        table.add_row(when, str(message.round), message.kind, message.status, fields, size, digest, epsilon)
+    Console().print(table)
 
 
 for command in (

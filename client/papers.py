@@ -37,6 +37,8 @@ TEXTS = {
     "reason": "why it did not, in words that name no patient, file or count",
     "examples": "the update's weight: images in the training split, or, with privacy, the released count",
     "update/tensors": "the network's parameters after training; with privacy, clipped and with noise",
+    "version": "the version of the site's software",
+    "device": "what it trains on: the name of its GPU, or CPU",
     "basis/train": 'on what basis the numbers on training leave: "noised", "declared" or "exact"',
     "basis/stat": 'on what basis statistics leave: "noised", or "declared": exactly',
     "basis/eval": 'on what basis the numbers on evaluation leave: "noised", "declared" or "exact"',
@@ -188,6 +190,8 @@ def write_report(kit: Kit, out: Path, witnesses: Sequence[Head] = ()) -> list[Pa
     """
     from client.rendering import render
 
+    if out.suffix.lower() == ".pdf":
+        raise UsageError(f"{out}: a report is .html or .md: write report.html, and print that as PDF in a browser")
     report = make_report(kit, witnesses)
     if out.suffix in (".html", ".md"):
         contents = {out: render(report, out.suffix[1:])}

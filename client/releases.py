@@ -19,8 +19,8 @@ KIND = "release"
 class Release:
     """One message that left: when, to whom, for what, which fields, how many bytes, their SHA-256, and the cost.
 
-    `to` is the coordinator's address as the kit gave it. `epsilon`, at `delta`, is what the run has spent so far at
-    this site, as accounted, or None when nothing private was used.
+    `to` is the coordinator's address as the kit gave it. `epsilon`, at `delta`, is what the run has cost any patient of
+    this site so far, this message included, as accounted; None when nothing was spent.
     """
 
     at: str

@@ -34,6 +34,7 @@ from client.visit import Visit
 from common.errors import RefusedError, UpdateError, WaitingError, WardroundError
 from common.job import Job
 from common.kit import Kit, read_kit
+from common.privacy import epsilon_of
 from common.statistics import counts_only
 from common.update import Answer, Request, Status
 
@@ -106,6 +107,16 @@ class Site:
             self._bench = None  # let go of the last job's memory before taking more
             self._bench = set_up(catalog, job, self.kit_folder / CACHE_FOLDER, self.device)
         return self._bench
+
+    def cost(self, request: Request) -> float | None:
+        """Return the epsilon that a request's run has cost so far any patient here; None if it has spent nothing.
+
+        The splits have no patient in common, so it is what was spent on the split where that is most.
+        """
+        entries, privacy = self.ledger.entries(), request.job.privacy
+        mine = [one for one in entries if (one.collection, one.run) == (request.job.data.collection, request.run)]
+        by_split = [[one.spending for one in mine if one.split == split] for split in {one.split for one in mine}]
+        return max((epsilon_of(spent, privacy.delta) for spent in by_split), default=None)
 
     def _answer(self, request: Request) -> Answer:
         job, policy = request.job, read_policy(self.kit_folder)

@@ -12,9 +12,11 @@ Tighter Discrete Approximations of Privacy Loss Distributions", PoPETs 2022 (the
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -77,8 +79,9 @@ def rdp_epsilon_of(spendings: Iterable[Spending], delta: float) -> float:
     if any(noise <= 0 for noise, _, _ in steps):
         return math.inf
     accountant = RdpAccountant()
-    for noise, rate, count in steps:
-        accountant.compose(PoissonSampledDpEvent(rate, GaussianDpEvent(noise)), count)
+    with _quiet():
+        for noise, rate, count in steps:
+            accountant.compose(PoissonSampledDpEvent(rate, GaussianDpEvent(noise)), count)
     return float(accountant.get_epsilon(delta)) if steps else 0.0
 
 
@@ -123,6 +126,18 @@ def noise_for(epsilon: float, delta: float, sample_rate: float, steps: int, *, s
         middle = math.sqrt(low * high)
         low, high = (low, middle) if fits(middle) else (middle, high)
     return high
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without a warning for each Renyi order that is left out: fewer orders can only make epsilon larger."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 Steps = tuple[tuple[float, float, int], ...]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -70,6 +71,8 @@ def _pairs(texts: list[str] | None, job: Job, option: str) -> dict[str, float]:
             found[site] = float(number)
         except ValueError as error:
             raise UsageError(f"{option} {text}: write SITE=NUMBER") from error
+        if not math.isfinite(found[site]):
+            raise UsageError(f"{option} {text}: that is no number")
         if found[site] < (1 if option == "--patients" else 0):
             raise UsageError(f"{option} {text}: the number is too small")
     return found

@@ -1,5 +1,6 @@
 """`wardround audit verify` and `export`: what was done, what it cost, and whether the record of it is whole."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -7,9 +8,11 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from client.app import parts_of
 from client.audit_cli import export, verify
 from client.papers import make_report
 from client.policy import DEFAULT_POLICY
@@ -19,6 +22,8 @@ from client.releases import describe, record
 from common.errors import UsageError
 from common.kit import read_kit
 from common.privacy import Spending, epsilon_of
+from common.release import Accounting, Evaluation, Numbers, Operation, Training
+from common.update import Answer, encode_answer
 
 ROUND = Spending(4.0, 0.2, 10)
 RUN = "chest|2026 <script>alert(1)</script>"
@@ -190,6 +195,23 @@ def test_the_report_on_a_record_that_is_not_whole_says_so_first(kit):
     texts = exported(kit)
     assert sorted(texts) == ["report.html", "report.md"]  # no head of a log with faults
     assert all("The record is not whole" in text and "line 5: tampered" in text for text in texts.values())
+
+
+def test_every_field_that_an_answer_can_have_is_explained(kit):
+    told = Answer("north", "d", 1, "ok", version="1", device="CPU", tensors={"w": np.zeros(1, np.float32)})
+    numbers = Numbers(Operation(1.0), Accounting(1.0), Training("noised", 1), Evaluation("noised", 1))
+    left = parts_of(encode_answer(dataclasses.replace(told, numbers=numbers)))
+    record(kit, describe(left, run="all", job_digest="", round_number=1, kind="train", status="ok", epsilon=None))
+    explained = {field.name: field.meaning for field in make_report(read_kit(kit, "site")).fields}
+    assert {"version", "device", "update/tensors"} <= set(left) <= set(explained)
+    assert all("not known" not in meaning for meaning in explained.values())
+
+
+def test_a_report_is_no_pdf_and_says_how_to_make_one(kit, tmp_path):
+    result = run(export, "--kit", kit, "--out", tmp_path / "report.pdf")
+    assert isinstance(result.exception, UsageError)
+    assert "print" in str(result.exception)
+    assert not (tmp_path / "report.pdf").exists()
 
 
 @pytest.mark.parametrize("name", ["only.html", "only.md"])

@@ -16,6 +16,7 @@ from client.releases import read
 from client.site import Site
 from common.job import parse_job
 from common.networks import initial_model
+from common.privacy import epsilon_of
 from common.update import Request, decode_answer, encode_request
 
 JOB = """
@@ -165,7 +166,7 @@ def in_a_run():
 
 
 def message(request):
-    built = Message(encode_request(request), 7, request.kind, group_id="1")
+    built = Message(encode_request(request), 7, "train", group_id="1")
     built.metadata.__dict__["_message_id"] = "m"
     return built
 
@@ -195,6 +196,14 @@ def test_every_reply_is_in_the_release_log_before_it_is_handed_over(site, in_a_r
     assert {"version", "device", "train.held"} <= set(releases[0].fields)
     assert set(releases[2].fields) == {"site", "job", "number", "status", "reason", "examples"}
     assert {release.to for release in releases} == {"127.0.0.1:1"}
+
+
+def test_every_release_tells_what_its_run_has_cost_a_patient_so_far_the_metrics_included(site, in_a_run):
+    for request in (ask(PRIVATE, "consent"), ask(PRIVATE), ask(PRIVATE, "evaluate", split="test")):
+        answer(message(request), site)
+    told = [release.epsilon for release in read(site.kit_folder)]
+    by_split = {split: epsilon_of(site.ledger.spent_by_run("chest", "run", split), 1e-5) for split in ("train", "test")}
+    assert 0 < told[0] < told[1] < told[2] == max(by_split.values())
 
 
 def test_a_message_that_is_no_request_is_answered_and_recorded(site, in_a_run):

@@ -123,6 +123,11 @@ def test_the_known_value_of_both_accountants():
     assert rdp_epsilon_of(steps, 1e-5) == pytest.approx(8.51, abs=0.01)
 
 
+def test_the_older_accountant_keeps_to_itself_which_orders_it_left_out(caplog):
+    assert rdp_epsilon_of([Spending(0.58, 0.016, 124)], 1e-5) > epsilon_of([Spending(0.58, 0.016, 124)], 1e-5)
+    assert caplog.records == []
+
+
 @settings(max_examples=10, deadline=None)
 @given(parts=st.lists(st.builds(Spending, noises, rates, st.integers(1, 50)), min_size=1, max_size=3))
 def test_the_older_accountant_never_states_less_for_any_mixture_of_runs(parts):

@@ -21,7 +21,7 @@ from common.errors import RunError, UsageError
 from common.federation import read_federation
 from common.kit import read_kit
 from common.update import Answer
-from server import cli
+from server import cli, plan_cli
 from server.execution import execute, raise_unless_completed
 from server.records import CoordinatorSeen
 from server.registry import Registry
@@ -42,6 +42,7 @@ name = "north"
 [[sites]]
 name = "south"
 """
+JOB = 'name = "j"\nsites = ["north"]\n[task]\nlabels = ["no", "yes"]\n[data]\ncollection = "c"\n'
 COMMANDS = (
     (cli.coordinator, ["start"]),
     (cli.run, []),
@@ -211,3 +212,12 @@ def test_the_help_of_every_command_has_an_example():
 def test_the_commands_load_neither_torch_nor_flower_until_they_are_used():
     code = "import server.cli, sys; print([m for m in ('torch', 'monai', 'flwr', 'sqlalchemy') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("option", ["--patients", "--left"])
+@pytest.mark.parametrize("number", ["nan", "inf", "many", "-1"])
+def test_a_plan_for_what_is_no_number_of_patients_or_epsilon_is_refused(tmp_path, option, number):
+    (tmp_path / "job.toml").write_text(JOB)
+    result = CliRunner().invoke(plan_cli.app, [str(tmp_path / "job.toml"), option, f"north={number}"])
+    assert isinstance(result.exception, UsageError)
+    assert f"{option} north={number}" in str(result.exception)
