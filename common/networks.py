@@ -18,7 +18,6 @@ import fnmatch
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +25,7 @@ import torch
 from torch import nn
 
 from common.errors import JobError
+from common.extensions import brought, load
 from common.job import Job
 from common.standardisation import Standardised, standardise_weights
 from common.tasks.registry import build_task
@@ -285,9 +285,9 @@ def _assembled(job: Job, architecture: Architecture, task: Task) -> nn.Module:
 def _architecture(name: str) -> Architecture:
     if name in NETWORKS:
         return NETWORKS[name]
-    outside = {point.name: point for point in metadata.entry_points(group=ENTRY_POINTS)}
+    outside = brought(ENTRY_POINTS)
     if name in outside:
-        architecture: Architecture = outside[name].load()
+        architecture: Architecture = load(outside[name])
         return architecture
     raise JobError(f'"network.name": unknown network "{name}": {_nearest(name, (*NETWORKS, *outside))}')
 

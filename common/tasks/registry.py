@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from importlib import metadata
 
 from common.errors import JobError
+from common.extensions import brought, load
 from common.job import Job
 from common.tasks.classification import Classification
 from common.tasks.segmentation import Segmentation
@@ -25,9 +25,9 @@ def build_task(job: Job) -> Task:
     kind = job.task.kind
     if kind in TASKS:
         return TASKS[kind](job)
-    outside = {point.name: point for point in metadata.entry_points(group=ENTRY_POINTS)}
+    outside = brought(ENTRY_POINTS)
     if kind in outside:
-        task: Task = outside[kind].load()(job)
+        task: Task = load(outside[kind])(job)
         return task
     known = sorted({*TASKS, *outside})
     near = difflib.get_close_matches(kind, known, n=1, cutoff=0.4)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from importlib import metadata
 from typing import cast
 
 from common.errors import JobError
+from common.extensions import brought, load
 from common.job import Job
 from server.strategies.adaptive import FedAdagrad, FedAdam, FedYogi
 from server.strategies.cyclic import Cyclic
@@ -64,9 +64,9 @@ def build_strategy(job: Job) -> Strategy:
     name = job.aggregation.strategy
     if name in STRATEGIES:
         return STRATEGIES[name](job)
-    outside = {point.name: point for point in metadata.entry_points(group=ENTRY_POINTS)}
+    outside = brought(ENTRY_POINTS)
     if name in outside:
-        build = cast(Callable[[Job], Strategy], outside[name].load())
+        build = cast(Callable[[Job], Strategy], load(outside[name]))
         return build(job)
     known = [*STRATEGIES, *outside]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)

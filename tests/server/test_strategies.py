@@ -203,7 +203,7 @@ def test_a_strategy_from_another_package_comes_by_its_entry_point(monkeypatch):
             self.job = job
 
     point = types.SimpleNamespace(name="theirs", load=lambda: Theirs)
-    monkeypatch.setattr("server.strategies.registry.metadata.entry_points", lambda group: [point])
+    monkeypatch.setattr("common.extensions.metadata.entry_points", lambda group: [point])
     assert build_strategy(job_with("theirs", parameters="anything = 3")).name == "theirs"
 
 
