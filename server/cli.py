@@ -103,11 +103,16 @@ def _run(
         here = find_kit(kit, "coordinator")
         found, name = _ask_here(here, job, resume, from_model)
         remedy = f"wardround coordinator start {here.folder}"
-    typer.echo(json.dumps({"run": name}) if as_json else name)
-    if not is_alive(found.coordinator()):
-        typer.echo(f"the coordinator is not running: {remedy}", err=True)
-    if follow:
-        _follow(found, name, Console(stderr=as_json))
+    try:
+        typer.echo(json.dumps({"run": name}) if as_json else name)
+        if not is_alive(found.coordinator()):
+            typer.echo(f"the coordinator is not running: {remedy}", err=True)
+        if follow:
+            _follow(found, name, Console(stderr=as_json))
+    except KeyboardInterrupt:
+        typer.echo(f"\nThe run goes on. To see it: wardround runs show {name}", err=True)
+        typer.echo(f"To end it: wardround runs stop {name}", err=True)
+        sys.exit(130)
 
 
 def _ask_here(kit: Kit, job: Path | None, resume: str | None, from_model: Path | None) -> tuple[Registry, str]:
@@ -137,12 +142,7 @@ def _follow(found: Registry | Remote, name: str, console: Console) -> None:
     from server.execution import raise_unless_completed
     from server.follow import follow
 
-    try:
-        ended = follow(found, name, console)
-    except KeyboardInterrupt:
-        typer.echo(f"\nThe run goes on. To see it: wardround runs show {name}", err=True)
-        typer.echo(f"To end it: wardround runs stop {name}", err=True)
-        sys.exit(130)
+    ended = follow(found, name, console)
     raise_unless_completed(name, ended.status, ended.reason)
 
 

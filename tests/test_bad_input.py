@@ -35,7 +35,7 @@ size = [16, 16]
 
 def wardround(*arguments, **settings):
     command = [str(WARDROUND), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **settings)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, **settings)
 
 
 def state_of(folder):

@@ -61,7 +61,7 @@ def handshake(server, trusted, host="127.0.0.1"):
         thread = threading.Thread(target=answer)
         thread.start()
         try:
-            plain = socket.create_connection(listener.getsockname(), timeout=10)
+            plain = socket.create_connection(listener.getsockname(), timeout=60)
             with asking.wrap_socket(plain, server_hostname=host) as secured:
                 return secured.version()
         finally:
@@ -104,7 +104,7 @@ def test_a_sites_certificate_does_not_make_a_server(authority, tmp_path):
         handshake(server, server / "ca.crt")
 
 
-def grpc_answers(server, trusted) -> bool:
+def grpc_answers(server, trusted, seconds) -> bool:
     """Whether gRPC itself, which brings its own TLS library, reaches a server with the kit's certificate."""
     grpc = pytest.importorskip("grpc")
     pair = ((server / "server.key").read_bytes(), (server / "server.crt").read_bytes())
@@ -113,7 +113,7 @@ def grpc_answers(server, trusted) -> bool:
     service.start()
     try:
         with grpc.secure_channel(f"127.0.0.1:{port}", grpc.ssl_channel_credentials(trusted.read_bytes())) as channel:
-            grpc.channel_ready_future(channel).result(timeout=3)
+            grpc.channel_ready_future(channel).result(timeout=seconds)
         return True
     except grpc.FutureTimeoutError:
         return False
@@ -122,12 +122,12 @@ def grpc_answers(server, trusted) -> bool:
 
 
 def test_grpc_takes_the_coordinators_certificate(kits):
-    assert grpc_answers(kits / "coordinator", kits / "sites" / "south" / "ca.crt")
+    assert grpc_answers(kits / "coordinator", kits / "sites" / "south" / "ca.crt", 120)
 
 
 def test_grpc_refuses_another_federations_authority(kits, tmp_path):
     (tmp_path / "other.crt").write_bytes(certificate_bytes(create_authority("chest-study").certificate))
-    assert not grpc_answers(kits / "coordinator", tmp_path / "other.crt")
+    assert not grpc_answers(kits / "coordinator", tmp_path / "other.crt", 3)
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def openssl(tool):
     command = tool("openssl")
 
     def run(*arguments):
-        return subprocess.run([command, *map(str, arguments)], capture_output=True, text=True, timeout=30, check=False)
+        return subprocess.run([command, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False)
 
     return run
 

@@ -46,7 +46,7 @@ def test_flowers_own_loader_takes_the_sites_key(north):
 
 
 def test_ssh_keygen_takes_the_sites_key(north, tool):
-    told = subprocess.run([tool("ssh-keygen"), "-l", "-f", north.key], capture_output=True, text=True, timeout=30)
+    told = subprocess.run([tool("ssh-keygen"), "-l", "-f", north.key], capture_output=True, text=True, timeout=120)
     assert told.returncode == 0, told.stderr
     assert told.stdout.startswith("384 ")
 
@@ -244,6 +244,6 @@ def test_a_key_with_a_passphrase_and_a_key_of_another_kind_are_refused(north, to
         (("-t", "ed25519", "-N", ""), "P-384"),
     ]:
         north.key.unlink()
-        subprocess.run([tool("ssh-keygen"), "-q", "-f", north.key, *extra], check=True, timeout=30)
+        subprocess.run([tool("ssh-keygen"), "-q", "-f", north.key, *extra], check=True, timeout=120)
         with pytest.raises(KitError, match=says):
             read_private_key(north.key)

@@ -30,7 +30,7 @@ def wardround(*arguments, folder, prefix=""):
         env={**os.environ, "PYTHONPATH": str(PROJECT)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
 

@@ -103,7 +103,7 @@ print(float(cases.images.sum()))
     processes = [
         subprocess.Popen([sys.executable, "-c", script], cwd=PROJECT, stdout=subprocess.PIPE) for _ in range(2)
     ]
-    results = {process.communicate(timeout=60)[0] for process in processes}
+    results = {process.communicate(timeout=600)[0] for process in processes}
     assert len(results) == 1
     assert b"" not in results
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 1

@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -518,7 +519,9 @@ def test_looking_through_unchanged_files_takes_a_fraction_of_reading_them(kit_fo
     pixels = np.zeros((8, 8), dtype=np.uint8)
     for number in range(500):
         write_dicom(tmp_path / "images" / f"{number}.dcm", pixels=pixels, PatientID=f"S{number}")
-    first = import_folder(kit_folder, "chest", tmp_path / "images")
-    second = import_folder(kit_folder, "chest", tmp_path / "images")
-    assert (first.indexed, second.unchanged) == (500, 500)
-    assert second.seconds < first.seconds / 3
+    spent, reports = [time.process_time()], []
+    for _ in range(2):
+        reports.append(import_folder(kit_folder, "chest", tmp_path / "images"))
+        spent.append(time.process_time())
+    assert (reports[0].indexed, reports[1].unchanged) == (500, 500)
+    assert spent[2] - spent[1] < (spent[1] - spent[0]) / 3

@@ -31,7 +31,7 @@ from common.networks import initial_model
 from common.update import Request, decode_answer, encode_request
 
 KILLS = int(os.environ.get("WARDROUND_KILLS", "25"))
-ROUNDS = 4 * KILLS + 40
+ROUNDS = 20 * KILLS + 100  # more than any machine gets through between the kills
 JOB = parse_job(f"""
 name = "j"
 sites = ["north"]
@@ -124,7 +124,7 @@ def run_and_kill(kit, truth, number, model, acts, seconds):
             begin(kit, truth, number, model)
         finally:
             os._exit(3)
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while len(lines_of(truth)) < before + acts and time.monotonic() < end:
         time.sleep(0.002)
         assert os.waitpid(child, os.WNOHANG) == (0, 0), "the site ended by itself"

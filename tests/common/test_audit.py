@@ -277,6 +277,10 @@ def test_processes_that_write_at_once_make_one_chain(tmp_path):
     assert [entry.body["number"] for entry in log.entries() if entry.kind == "b"] == list(range(20))
 
 
+def lines_in(path):
+    return path.read_text().count("\n") if path.exists() else 0
+
+
 def test_a_writer_that_is_killed_leaves_a_log_that_verifies_with_every_head_it_gave(tmp_path):
     witness = tmp_path / "heads"
     for _ in range(6):
@@ -289,7 +293,9 @@ def test_a_writer_that_is_killed_leaves_a_log_that_verifies_with_every_head_it_g
                         print(log.append("release", {"text": "x" * 20_000}).to_json(), file=file, flush=True)
             finally:
                 os._exit(1)
-        time.sleep(0.15)
+        before, end = lines_in(witness), time.monotonic() + 120
+        while lines_in(witness) < before + 3 and time.monotonic() < end:
+            time.sleep(0.01)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         heads = [Head.from_json(line) for line in witness.read_text().splitlines(keepends=True) if line.endswith("}\n")]
@@ -306,6 +312,6 @@ def test_ten_thousand_entries_are_verified_in_seconds(log):
         lines.append(line)
     with log.path.open("ab") as file:
         file.writelines(lines)
-    started = time.monotonic()
+    started = time.process_time()  # not the clock's: this machine may have other work
     assert verify_log(log.path, witnesses=[entry.head(log.public_key())]) == []
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20

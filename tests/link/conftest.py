@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1]), "FLWR_TELEMETRY_ENABLED": "0"}
 
 
-def wait_until(what: Callable[[], object], seconds: float = 30.0) -> None:
+def wait_until(what: Callable[[], object], seconds: float = 180.0) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, "it did not happen in time"
@@ -52,7 +52,7 @@ class Process:
     def said(self) -> str:
         return self.log.read_text()
 
-    def says(self, text: str, seconds: float = 30.0) -> None:
+    def says(self, text: str, seconds: float = 180.0) -> None:
         end = time.monotonic() + seconds
         while text not in self.said():
             assert time.monotonic() < end, f'"{text}" was not said, but:\n{self.said()}'
@@ -65,7 +65,7 @@ class Process:
     def end(self) -> None:
         self.popen.terminate()
         try:
-            self.popen.wait(10)
+            self.popen.wait(60)
         except subprocess.TimeoutExpired:
             self.kill()
 
@@ -182,7 +182,7 @@ class Questions:
         return dict(zip(names, run.grid.push_messages(messages), strict=True))
 
     @staticmethod
-    def pull(run: RunLink, message_id: str, seconds: float = 30.0) -> Message:
+    def pull(run: RunLink, message_id: str, seconds: float = 180.0) -> Message:
         """Wait for the reply to a message."""
         end = time.monotonic() + seconds
         while not (replies := list(run.grid.pull_messages([message_id]))):

@@ -3,6 +3,7 @@
 Usage: python linked_site.py KIT BEHAVIOUR
     add:NUMBER     the arrays with NUMBER added
     slow:SECONDS   the same with 1 added, after some time
+    until:FILE     the same with 1 added, as soon as there is such a file
     fail           an exception whose text must not leave
     short:SECONDS  as slow, with Flower's shortest heartbeat (10 s, so that a node is given up after 20 s)
 """
@@ -35,6 +36,8 @@ def main() -> None:
             raise ValueError("the patient's name")
         if kind in ("slow", "short"):
             time.sleep(float(value))
+        while kind == "until" and not Path(value).exists():
+            time.sleep(0.02)
         step = float(value) if kind == "add" else 1.0
         model = message.content.array_records["model"]
         changed = {name: np.asarray(array.numpy() + step, array.dtype) for name, array in model.items()}

@@ -23,12 +23,12 @@ from server.link import open_link
 
 def test_a_site_that_is_killed_in_a_round_and_comes_back_is_asked_again_at_once(federation, ask):
     with federation.link() as link, link.open_run("run", ["north"]) as run:
-        site = federation.start_site("north", "slow:60")
+        site = federation.start_site("north", "slow:600")
         message_id = ask.push(run, "north")["north"]
         site.says("asked")
         site.kill()
-        federation.start_site("north")  # Flower alone would keep it out for a minute
-        reply = ask.pull(run, message_id, 15)
+        federation.start_site("north").says("connected")
+        reply = ask.pull(run, message_id, 40)  # Flower alone would keep it out for a minute
         assert reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE
         assert not ask.pull(run, ask.push(run, "north")["north"]).has_error()
 
@@ -39,7 +39,7 @@ def test_a_coordinator_that_is_killed_and_started_anew_finds_its_sites_again(fed
     for _ in range(2):
         words = federation.coordinator.folder, federation.database, "north"
         coordinator = federation.start("linked_coordinator.py", *words)
-        coordinator.says("answer False", 45)
+        coordinator.says("answer False")
         nodes.append(coordinator.said().splitlines()[0])
         coordinator.kill()
     assert nodes[0] == nodes[1]
@@ -49,7 +49,7 @@ def test_a_coordinator_that_is_killed_and_started_anew_finds_its_sites_again(fed
 
 def test_what_a_killed_coordinator_left_in_the_database_is_dropped(federation, ask):
     with federation.link() as link, link.open_run("run", ["north"]) as run:
-        federation.start_site("north", "slow:60").says("connected")
+        federation.start_site("north", "slow:600").says("connected")
         ask.push(run, "north", arrays=(np.zeros(1000),))
         with open_link(federation.coordinator, federation.database, listen="127.0.0.1:0") as other:
             assert len(other._state.object_store) == 0
@@ -81,7 +81,7 @@ def test_a_site_whose_certificate_has_ended_is_shut_out(federation):
 
 
 def test_a_message_to_a_site_that_is_revoked_meanwhile_is_given_up_with_the_reason(federation, ask):
-    site = federation.start_site("north", "slow:60")
+    site = federation.start_site("north", "slow:600")
     with federation.link() as link, link.open_run("run", ["north"]) as run:
         message_id = ask.push(run, "north")["north"]
         site.says("asked")
@@ -91,7 +91,7 @@ def test_a_message_to_a_site_that_is_revoked_meanwhile_is_given_up_with_the_reas
 
 
 def test_a_message_whose_time_has_passed_is_given_up(federation, ask):
-    federation.start_site("north", "slow:60")
+    federation.start_site("north", "slow:600")
     with federation.link() as link, link.open_run("run", ["north"]) as run:
         message_id = ask.push(run, "north")["north"]
         run.grid._pushed[message_id] = type(run.grid._pushed[message_id])(run.node_ids["north"], time.time() - 1)
@@ -99,11 +99,13 @@ def test_a_message_whose_time_has_passed_is_given_up(federation, ask):
 
 
 def test_an_answer_to_a_run_that_has_ended_does_not_disturb_the_site(federation, ask):
-    site = federation.start_site("north", "slow:2")
+    late = federation.folder / "late"
+    site = federation.start_site("north", f"until:{late}")
     with federation.link() as link:
         with link.open_run("first", ["north"]) as run:
             ask.push(run, "north")
             site.says("asked")
+        late.touch()
         site.says("no longer waits")
         with link.open_run("second", ["north"]) as run:
             assert not ask.pull(run, ask.push(run, "north")["north"]).has_error()

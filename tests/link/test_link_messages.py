@@ -17,7 +17,7 @@ def test_numbers_reach_the_sites_named_and_come_back_changed_by_each(federation,
             first, second = ask.numbers(ask.pull(run, ids[name]))
             np.testing.assert_array_equal(first, model + np.float32(step))
             assert second.shape == (2, 0, 3)
-        ask.wait_until(lambda: len(link._state.object_store) == 0, 5)  # nothing stays in the store once it is read
+        ask.wait_until(lambda: len(link._state.object_store) == 0)  # nothing stays in the store once it is read
 
 
 def test_a_run_goes_to_no_site_that_its_job_does_not_name(federation, ask):

@@ -89,7 +89,7 @@ def handshake(address: str, authority, **limits) -> ssl.SSLSocket:
     context.set_alpn_protocols(limits.pop("alpn", ["h2"]))
     for name, value in limits.items():
         setattr(context, name, value)
-    return context.wrap_socket(socket.create_connection((host, int(port)), timeout=5), server_hostname=host)
+    return context.wrap_socket(socket.create_connection((host, int(port)), timeout=60), server_hostname=host)
 
 
 def test_the_link_is_tls_1_3_or_1_2_with_http2_and_the_federations_certificate(federation):
@@ -113,7 +113,7 @@ def test_tls_1_1_is_refused(federation):
 def test_a_client_that_speaks_plaintext_gets_nothing(federation):
     with federation.link(), grpc.insecure_channel(federation.address) as channel:
         with pytest.raises(grpc.RpcError) as problem:
-            FleetStub(channel).PullMessages(PullMessagesRequest(node=Node(node_id=1)), timeout=5)
+            FleetStub(channel).PullMessages(PullMessagesRequest(node=Node(node_id=1)), timeout=60)
         assert problem.value.code() is grpc.StatusCode.UNAVAILABLE
 
 

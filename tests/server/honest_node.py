@@ -1,6 +1,8 @@
 """A real site process for tests of the coordinator: client.node over TLS, and a site that needs no images.
 
-Usage: python honest_node.py KIT EXAMPLES TARGET SECONDS_A_ROUND
+Usage: python honest_node.py KIT EXAMPLES TARGET SECONDS_A_ROUND HOLD
+
+While there is a file HOLD, rounds after the second are not answered.
 """
 
 from __future__ import annotations
@@ -25,10 +27,14 @@ from playground import HonestSite
 def main() -> None:
     kit = read_kit(Path(sys.argv[1]), "site")
     site, pause = HonestSite(kit.name, int(sys.argv[2]), float(sys.argv[3])), float(sys.argv[4])
+    hold = Path(sys.argv[5])
 
     def answer(message: Message) -> Message:
+        request = decode_request(message.content)
         time.sleep(pause)
-        return Message(encode_answer(site(decode_request(message.content))), reply_to=message)
+        while request.number > 2 and hold.exists():
+            time.sleep(0.05)
+        return Message(encode_answer(site(request)), reply_to=message)
 
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())

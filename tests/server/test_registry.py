@@ -132,7 +132,7 @@ def test_a_failed_run_can_be_resumed_and_counts_its_attempts_on(registry, federa
 
 
 def test_a_late_answer_is_added_to_the_round_that_it_was_for(registry, federation):
-    federation["south"] = Slow(HonestSite("south", 700), 0.6)
+    federation["south"] = Slow(HonestSite("south", 700))
     name, _ = run(registry, job_of(aggregation="rounds = 2\ndeadline_seconds = 0.4"), federation)
     first = registry.run_detail(name).rounds[1].sites[1]
     assert first.status == "late"

@@ -150,25 +150,25 @@ def test_a_site_whose_app_breaks_has_failed_and_is_asked_again(federation):
 
 def test_a_round_waits_for_a_site_that_is_away_until_it_is_back(federation):
     grid = PlaygroundGrid(federation)
-    grid.away = {"south"}
-    arrives = time.monotonic() + 1.2
+    grid.away, looks = {"south"}, []
 
     def come_back():
-        if time.monotonic() > arrives:
-            grid.away = set()
+        looks.append(len(grid.asked))
+        grid.away = {"south"} if len(looks) < 12 else set()
         return False
 
     book = run(job_of(aggregation="rounds = 1"), grid, stopped=come_back)
     assert book.train().named("aggregated") == ("north", "south", "west")
-    assert book.rounds[0].seconds + book.train().seconds > 1
+    assert not any(looks[:12])  # who would train waits for it too
 
 
 def test_a_site_that_goes_away_while_it_is_asked_is_asked_again_when_it_is_back(federation):
-    slow = Slow(HonestSite("south", 700), 0.6)
-    grid = PlaygroundGrid(federation | {"south": slow})
+    honest, looks = HonestSite("south", 700), []
+    grid = PlaygroundGrid(federation | {"south": lambda request: honest(request) if sum(looks) > 8 else None})
 
     def come_and_go():
-        grid.away = {"south"} if slow.asked and 0.2 < time.monotonic() - slow.asked < 0.6 else set()
+        looks.append("south" in {site for site, _ in grid.asked})
+        grid.away = {"south"} if 2 < sum(looks) < 6 else set()
         return False
 
     book = run(job_of(aggregation="rounds = 1"), grid, stopped=come_and_go)
@@ -190,7 +190,7 @@ def test_a_deadline_closes_the_round_and_tells_late_from_unreached(federation):
 
 
 def test_an_answer_that_comes_after_the_round_has_closed_is_noted_and_not_used(federation):
-    federation["south"] = Slow(HonestSite("south", 700), 0.5)
+    federation["south"] = Slow(HonestSite("south", 700))
     book = run(job_of(aggregation="rounds = 2\ndeadline_seconds = 0.3"), PlaygroundGrid(federation))
     assert book.status("south", 1).status == "late"
     late = [answer for record in book.rounds for answer in record.late]
@@ -295,7 +295,7 @@ def test_a_stop_ends_the_wait_at_once(federation):
     started = time.monotonic()
     with pytest.raises(Stopped):
         run(job_of(), PlaygroundGrid(federation), stopped=lambda: time.monotonic() > started + 0.2)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 60  # and not for ever
 
 
 def test_a_criterion_that_is_no_metric_is_answered_with_the_nearest(federation):
@@ -365,13 +365,14 @@ def test_when_too_few_agree_the_run_ends_before_its_first_round_with_their_reaso
     assert grid.asked == []
 
 
-def test_a_stop_ends_the_wait_for_a_person_at_once(federation):
+def test_a_stop_ends_the_wait_for_a_person_at_once(federation, monkeypatch):
+    monkeypatch.setattr("server.consent.SHORTEST_PAUSE", 600.0)
     grid = PlaygroundGrid(federation)
     grid.consents["west"] = [says("waiting", "a person must approve")]
     started = time.monotonic()
     with pytest.raises(Stopped):
         run(job_of(), grid, stopped=lambda: time.monotonic() > started + 0.3)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 60
 
 
 def test_a_round_that_only_lacks_sites_outside_their_hours_is_tried_later_and_does_not_fail(federation, no_pauses):

@@ -39,7 +39,7 @@ def start(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
 def test_the_demo_trains_across_processes_and_compares_and_leaves_none_behind(tmp_path: Path):
     folder = tmp_path / "demo"
     process = start(["--keep", str(folder), "--json"], WARDROUND_REGISTRY="sqlite:////nowhere/else.sqlite")
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
     assert processes_of(folder) == []
     result = json.loads(out)
@@ -66,17 +66,17 @@ def test_the_demo_trains_across_processes_and_compares_and_leaves_none_behind(tm
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_every_process_and_leaves_no_folder(tmp_path: Path, number: signal.Signals):
     process = start([], TMPDIR=str(tmp_path))
-    end = time.monotonic() + 120
+    end = time.monotonic() + 400
     while not any("site start" in " ".join(found.info["cmdline"]) for found in processes_of(tmp_path)):
         assert process.poll() is None
         assert time.monotonic() < end
         time.sleep(0.1)
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "Stopped. No process is left running." in err
     assert "Traceback" not in err
-    end = time.monotonic() + 10  # one that was being started as the signal came is ended by its parent's end
+    end = time.monotonic() + 60  # one that was being started as the signal came is ended by its parent's end
     while processes_of(tmp_path) and time.monotonic() < end:
         time.sleep(0.1)
     assert processes_of(tmp_path) == []
@@ -87,7 +87,7 @@ def test_ctrl_c_ends_every_process_and_leaves_no_folder(tmp_path: Path, number: 
 def test_ones_own_images_can_be_trained_on(tmp_path: Path):
     write_hospital(replace(HOSPITALS[0], patients=100), tmp_path / "own", seed=1)
     process = start(["--keep", str(tmp_path / "demo"), "--data", str(tmp_path / "own"), "--no-privacy", "--json"])
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
     result = json.loads(out)
     assert [site["patients"] for site in result["sites"].values()] == [50, 50]
@@ -97,13 +97,13 @@ def test_ones_own_images_can_be_trained_on(tmp_path: Path):
 @pytest.mark.slow
 def test_a_process_that_dies_is_one_clear_line(tmp_path: Path):
     process = start(["--keep", str(tmp_path / "demo")])
-    end = time.monotonic() + 120
+    end = time.monotonic() + 400
     while not (victims := [found for found in processes_of(tmp_path) if "start" in found.info["cmdline"]]):
         assert process.poll() is None
         assert time.monotonic() < end
         time.sleep(0.1)
     victims[0].kill()
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 7
     assert "coordinator stopped (exit code -9)" in err.splitlines()[-1]
     assert processes_of(tmp_path) == []
@@ -112,7 +112,7 @@ def test_a_process_that_dies_is_one_clear_line(tmp_path: Path):
 def test_a_folder_in_use_is_refused_before_anything_starts(tmp_path: Path):
     (tmp_path / "mine.txt").write_text("x")
     process = start(["--keep", str(tmp_path)])
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 2
     assert err.strip().endswith("is not empty: name a new folder")
 

@@ -14,10 +14,10 @@ import pytest
 from common.errors import RunError
 from simulations.processes import Crew, wardround_command
 
-SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
+SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 
 
-def wait_until(true: Callable[[], bool], seconds: float = 10) -> None:
+def wait_until(true: Callable[[], bool], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it did not happen in time"
@@ -42,7 +42,7 @@ def test_no_process_outlives_its_crew(tmp_path: Path):
 
 def test_a_grandchild_that_ignores_its_end_is_ended_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("simulations.processes.GRACE_SECONDS", 0.3)
-    deaf = "import signal,time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    deaf = "import signal,time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
     spawn = f"p = subprocess.Popen([sys.executable, '-c', {deaf!r}])"
     parent = f"import subprocess,sys; {spawn}; print(p.pid, flush=True); p.wait()"
     with Crew(tmp_path, {}) as crew:
@@ -55,7 +55,7 @@ def test_a_crew_ends_even_when_its_owner_is_killed(tmp_path: Path):
     owner = (
         "import time; from pathlib import Path; from simulations.processes import Crew\n"
         f"crew = Crew(Path({str(tmp_path)!r}), {{}})\n"
-        f"print(crew.start('sleeper', {SLEEP!r}).process.pid, flush=True); time.sleep(60)"
+        f"print(crew.start('sleeper', {SLEEP!r}).process.pid, flush=True); time.sleep(600)"
     )
     process = subprocess.Popen([sys.executable, "-c", owner], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

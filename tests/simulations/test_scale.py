@@ -14,7 +14,7 @@ BENCHMARK = Path(__file__).parent.parent / "benchmarks" / "simulation_scale.py"
 
 def peak(sites: int) -> float:
     words = [sys.executable, str(BENCHMARK), "--one", "--sites", str(sites), "--rounds", "3"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])["peak"]
 
