@@ -1,4 +1,4 @@
-"""Another package, installed beside this one, brings a network, a task and a strategy: a job names them like any other."""
+"""Another package brings a network, a task and a strategy: a job names them like any other."""
 
 import sys
 
