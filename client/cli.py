@@ -91,6 +91,12 @@ def import_(
     labels: Annotated[
         Path | None, typer.Option(help="CSV with a patient, study or file column and a label column.")
     ] = None,
+    label_tag: Annotated[
+        str, typer.Option(metavar="KEYWORD", help="Take labels from this DICOM attribute, e.g. ViewPosition.")
+    ] = "",
+    label_reports: Annotated[
+        bool, typer.Option("--label-reports", help="Take labels from the folder's DICOM Structured Reports (TID 1500).")
+    ] = False,
     allow_identified: Annotated[
         bool,
         typer.Option(
@@ -154,6 +160,8 @@ def import_(
         patient_from="folder" if patient_from is PatientFrom.FOLDER else "file",
         modalities=tuple(modality or ()),
         columns=tuple(column or ()),
+        label_tag=label_tag,
+        label_reports=label_reports,
         masks=masks,
         boxes=boxes,
         structures=tuple(_pair(text) for text in structure or ()),

@@ -32,6 +32,7 @@ from client.intake.reading import record_of
 from client.intake.report import Flag, ImportReport, Refusal, forget_pages, newest_page, write_report
 from client.intake.sheet import TakenApart, folder_of, forget_others, is_table, take_apart
 from client.intake.splits import splits_of
+from client.intake.told import labels_of_reports, labels_of_tag
 from common.errors import DataError, UsageError
 
 __all__ = ["ImportOptions", "Progress", "import_folder"]
@@ -222,7 +223,7 @@ def _prepare(
     pseudonyms = open_pseudonyms(kit_folder)
     settings = _settings(catalog, collection, options, pseudonyms)
     known, root = catalog.records(collection), os.path.realpath(folder)
-    table = _labels(labels, options, pseudonyms, listing) if isinstance(labels, Path) else labels
+    table = labels if isinstance(labels, Labels) else _labels(labels, folder, options, pseudonyms, listing)
     inside = os.path.relpath(os.path.realpath(labels), root) if isinstance(labels, Path) else ""
     labelled = any(record.label is not None for record in known)
     return _Intake(
@@ -256,7 +257,18 @@ def _settings(catalog: Catalog, collection: str, options: ImportOptions, pseudon
     return has
 
 
-def _labels(path: Path, options: ImportOptions, pseudonyms: Pseudonyms, listing: Listing) -> Labels:
+def _labels(
+    path: Path | None, folder: Path, options: ImportOptions, pseudonyms: Pseudonyms, listing: Listing
+) -> Labels | None:
+    """The labels of the one place that is named: a file, an attribute of the headers, or reports; None of none."""
+    if sum((path is not None, bool(options.label_tag), options.label_reports)) > 1:
+        raise UsageError("labels come from one place: --labels, --label-tag or --label-reports")
+    if options.label_tag:
+        return labels_of_tag(folder, listing.files, options.label_tag)
+    if options.label_reports:
+        return labels_of_reports(folder, listing.files, pseudonyms)
+    if path is None:
+        return None
     labels = read_labels(path, pseudonyms, key_column=options.key_column, label_column=options.label_column)
     labels.names.update(Counter(PurePosixPath(file_key(found.path)).name for found in listing.files))
     return labels

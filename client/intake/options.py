@@ -23,6 +23,9 @@ class ImportOptions:
     `modalities` are the DICOM modalities to take; none means all. `columns` are the features to take of a table; none
     means all that are numbers or a few words.
 
+    `label_tag` is the keyword of the DICOM attribute that is the label, `label_reports` takes the labels of Structured
+    Reports: each in place of a label file.
+
     `masks` is a folder of masks, which lie as the images do, or of DICOM SEG and RTSTRUCT objects; `boxes` a file of
     boxes or a folder of VOC files. `structures` says what a mask's values or an object's names mean, as (found, meant);
     `instances` is the one structure whose single objects an instance map counts.
@@ -37,6 +40,8 @@ class ImportOptions:
     seed: int | None = None
     modalities: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    label_tag: str = ""
+    label_reports: bool = False
     masks: Path | None = None
     boxes: Path | None = None
     structures: tuple[tuple[str, str], ...] = ()

@@ -1,6 +1,6 @@
 """What a step of DP-SGD costs beside one without privacy, by engine, and which engines are right on which network.
 
-    python tests/benchmarks/private_step.py [--threads 1] [--repeats 3] [--out FILE] [--only steps|networks]
+    python tests/benchmarks/private_step.py [--threads 1] [--repeats 3] [--out FILE] [--only steps|maps|networks]
 
 Steps: milliseconds an image as a multiple of those of an ordinary step on the same batch, measured in turn in one run
 (the least of the repeats each); memory: the peak over the process before, on Linux. Agreement: the relative distance of
@@ -17,7 +17,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from client.privacy.choice import disagreement
 from client.privacy.clipping import Gradients, Sample, clip_factors, length, trainable
 from client.privacy.engines import ENGINES, ONE_IMAGE
 from common.job import parse_job
-from common.networks import build_network, make_private_ready
+from common.networks import NETWORKS, build_network, make_private_ready
 
 AGREES = 1e-9
 STEPS = (
@@ -38,6 +38,15 @@ STEPS = (
     ("small-cnn", (24, 24, 24), 16),
     ("resnet18", (32, 32, 32), 8),
 )
+MAPS = (
+    *(
+        (name, size, images)
+        for name in ("unet", "basic-unet", "segresnet", "dynunet", "attention-unet")
+        for size, images in (((64, 64), 8), ((32, 32, 32), 4))
+    ),
+    ("swin-unetr", (64, 64), 4),
+)
+"""The same for networks that give a map: segmentation."""
 """Network, size of an image, images in memory at once."""
 
 
@@ -59,7 +68,9 @@ def loss(outputs: Tensor, targets: Tensor) -> Tensor:
 
 def registered(name: str, size: tuple[int, ...]) -> nn.Module:
     """Return a network of the project's table."""
-    text = f'name = "j"\nsites = ["a"]\n[task]\nlabels = ["n", "p"]\n[data]\ncollection = "c"\nsize = {list(size)}\n'
+    kind = "segmentation" if NETWORKS[name].gives == "map" else "classification"
+    text = f'name = "j"\nsites = ["a"]\n[task]\nkind = "{kind}"\nlabels = ["n", "p"]\n'
+    text += f'[data]\ncollection = "c"\nsize = {list(size)}\n'
     return build_network(parse_job(f'{text}[network]\nname = "{name}"\n'))
 
 
@@ -141,11 +152,11 @@ def step_costs(name: str, size: tuple[int, ...], images: int, unit: int, repeats
     return {engine: Cost(seconds[engine], memory[engine], errors[engine]) for engine in ways}
 
 
-def step_table(repeats: int) -> Iterator[str]:
-    """Yield the lines of the first table."""
+def step_table(steps: Sequence[tuple[str, tuple[int, ...], int]], repeats: int) -> Iterator[str]:
+    """Yield the lines of a table of costs."""
     yield f"| network, image | unit | none, ms an image | {' | '.join(ENGINES)} |"
     yield "|---" * (3 + len(ENGINES)) + "|"
-    for name, size, images in STEPS:
+    for name, size, images in steps:
         for unit in (1, 4):
             costs = step_costs(name, size, images, unit, repeats)
             base = costs["none"]
@@ -232,13 +243,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--repeats", type=int, default=3, help="turns, of which the fastest counts")
-    parser.add_argument("--only", choices=("steps", "networks"), help="one of the two tables")
+    parser.add_argument("--only", choices=("steps", "maps", "networks"), help="one of the three tables")
     parser.add_argument("--out", type=Path, help="also write the tables here")
     wanted = parser.parse_args()
     torch.set_num_threads(wanted.threads)
     warnings.simplefilter("ignore")
     lines = []
-    tables = {"steps": step_table(wanted.repeats), "networks": network_table()}
+    tables = {
+        "steps": step_table(STEPS, wanted.repeats),
+        "maps": step_table(MAPS, wanted.repeats),
+        "networks": network_table(),
+    }
     for table in [tables[wanted.only]] if wanted.only else tables.values():
         for line in table:
             print(line, flush=True)

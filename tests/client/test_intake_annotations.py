@@ -17,7 +17,7 @@ from client.annotations import boxes_of, mask_of, read
 from client.catalog import CATALOG_FILE, Catalog
 from client.dataset import open_cases
 from client.intake.importer import ImportOptions, import_folder
-from common.errors import DataError
+from common.errors import DataError, UsageError
 from common.job import DataSection, TaskSection
 
 OPTIONS = ImportOptions(allow_identified=True, allow_burned_in=True, fractions=(1.0, 0.0, 0.0))
@@ -216,3 +216,79 @@ def test_a_job_that_needs_masks_says_so_where_there_are_none(kit_folder, picture
     task, data = TaskSection(kind="segmentation", labels=("x",)), DataSection(collection="c")
     with pytest.raises(DataError, match="2 images without a mask in its train split: import their folder with --masks"):
         open_cases(Catalog(kit_folder / CATALOG_FILE), data, "train", tmp_path / "cache", task=task)
+
+
+def write_report(path, images, finding="Nodule", box=None):
+    """A report by highdicom: what was found in the images as a whole, or in a rectangle (left, top, right, bottom)."""
+    from highdicom import sr
+    from pydicom.sr.codedict import codes
+    from pydicom.uid import generate_uid
+
+    evidence = [pydicom.dcmread(image) for image in images]
+    code = sr.CodedConcept("99", "99TEST", finding)
+    person = sr.ObserverContext(codes.DCM.Device, sr.DeviceObserverIdentifyingAttributes(generate_uid()))
+    tracking = sr.TrackingIdentifier(generate_uid(), "1")
+    if box is None:
+        sources = [sr.SourceImageForMeasurementGroup.from_source_image(one) for one in evidence]
+        group = sr.MeasurementsAndQualitativeEvaluations(tracking, finding_type=code, source_images=sources)
+    else:
+        left, top, right, bottom = box
+        points = np.array([[left, top], [right, top], [right, bottom], [left, bottom], [left, top]], dtype=float)
+        source = sr.SourceImageForRegion.from_source_image(evidence[0])
+        region = sr.ImageRegion(sr.GraphicTypeValues.POLYLINE, points, source)
+        group = sr.PlanarROIMeasurementsAndQualitativeEvaluations(tracking, referenced_region=region, finding_type=code)
+    content = sr.MeasurementReport(
+        sr.ObservationContext(person), codes.LN.CTUnspecifiedBodyRegion, imaging_measurements=[group]
+    )
+    report = sr.ComprehensiveSR(evidence, content, generate_uid(), 9, generate_uid(), 1, manufacturer="x")
+    report.save_as(path)
+
+
+@pytest.fixture
+def radiographs(tmp_path, write_dicom):
+    """Two radiographs of two patients, of one study."""
+    views = (("a", "PA"), ("b", "LL"))
+    return [
+        write_dicom(
+            tmp_path / "study" / f"{name}.dcm", PatientID=name, StudyInstanceUID="1.2.3", ViewPosition=view,
+            StudyDate="20200101", StudyTime="120000", AccessionNumber="", StudyID="1", PatientBirthDate="",
+            PatientSex="", ReferringPhysicianName="",
+        )
+        for name, view in views
+    ]  # fmt: skip
+
+
+def labels_in(kit_folder):
+    return {one.path: one.label for one in Catalog(kit_folder / CATALOG_FILE).records("c") if not one.reason}
+
+
+def test_labels_may_stand_in_the_images_own_headers(kit_folder, radiographs):
+    import_folder(kit_folder, "c", radiographs[0].parent, options=replace(OPTIONS, label_tag="ViewPosition"))
+    assert labels_in(kit_folder) == {"a.dcm": "PA", "b.dcm": "LL"}
+
+
+def test_labels_may_stand_in_a_report_of_the_same_study(kit_folder, radiographs):
+    write_report(radiographs[0].parent / "report.dcm", radiographs[:1], "Pneumonia")
+    write_report(radiographs[0].parent / "other.dcm", radiographs[1:], "Normal")
+    import_folder(kit_folder, "c", radiographs[0].parent, options=replace(OPTIONS, label_reports=True))
+    assert labels_in(kit_folder) == {"a.dcm": "Pneumonia", "b.dcm": "Normal"}
+
+
+def test_regions_of_a_report_are_boxes_and_an_image_that_it_saw_without_one_has_none(kit_folder, radiographs):
+    write_report(radiographs[0].parent / "report.dcm", radiographs, box=(4, 6, 12, 20))
+    import_folder(kit_folder, "c", radiographs[0].parent, options=OPTIONS)
+    found = drawn(kit_folder)
+    assert boxes_of(found["a.dcm"], ["Nodule"], 0).tolist() == [[0, 6, 4, 20, 12]]
+    assert boxes_of(found["b.dcm"], ["Nodule"], 0).tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"label_tag": "ViewPositon"}, "no keyword of DICOM's dictionary"),
+        ({"label_reports": True}, "no Structured Report"),
+    ],
+)
+def test_labels_that_nothing_tells_are_said_in_a_line(kit_folder, radiographs, options, said):
+    with pytest.raises((DataError, UsageError), match=said):
+        import_folder(kit_folder, "c", radiographs[0].parent, options=replace(OPTIONS, **options))

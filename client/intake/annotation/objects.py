@@ -1,4 +1,4 @@
-"""DICOM objects drawn on images: Segmentation (PS3.3 A.51) and RT Structure Set (PS3.3 A.19).
+"""DICOM objects drawn on images: Segmentation (PS3.3 A.51), RT Structure Set (A.19), and regions of reports (TID 1410).
 
 They name the images by UID. Which file that is, the catalog knows by the UIDs' pseudonyms; the UIDs themselves stay in
 memory.
@@ -25,10 +25,11 @@ from client.intake.dicom import frame_header, read_header
 from client.intake.identity import Pseudonyms
 from client.intake.image import FileRefusedError, one_line
 from client.intake.series import Place, place_of
+from client.intake.told import REPORTS, instances_of, read_report
 
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
-KINDS = {SEGMENTATION: "DICOM SEG", STRUCTURE_SET: "RTSTRUCT"}
+KINDS = {SEGMENTATION: "DICOM SEG", STRUCTURE_SET: "RTSTRUCT"} | dict.fromkeys(REPORTS, "DICOM SR")
 PRESENT = 0.5
 """From this share on, a fractional segment is taken to be there."""
 _ALMOST = 1e-3
@@ -83,7 +84,7 @@ def drawn_by(drawing: Dataset, images: Images, structures: Structures) -> Iterat
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            kind = _segmented if drawing.SOPClassUID == SEGMENTATION else _outlined
+            kind = {SEGMENTATION: _segmented, STRUCTURE_SET: _outlined}.get(str(drawing.SOPClassUID), _boxed)
             found = list(kind(drawing, images, structures))
         except FileRefusedError:
             raise
@@ -157,6 +158,40 @@ def _outlined(drawing: Dataset, images: Images, structures: Structures) -> Itera
             place = place_of(frame_header(header, frame))
             _fill(mask[frame], place, contours)
         yield record, Annotation(names, _extent(record), mask)
+
+
+def _boxed(drawing: Dataset, images: Images, structures: Structures) -> Iterator[tuple[FileRecord, Annotation]]:
+    """Boxes about a report's regions of single images; an image that it refers to without a region has none.
+
+    Regions are in pixels from the upper left edge, columns first (PS3.3 C.18.6.1.1).
+    """
+    if (report := read_report(Path(str(drawing.filename)))) is None:
+        raise FileRefusedError("no report of measurements (TID 1500)")
+    regions: dict[str, list[tuple[str, int, npt.NDArray[np.float64]]]] = {uid: [] for uid in instances_of(report)}
+    for group in report.content.get_planar_roi_measurement_groups():
+        region, source = group.roi, None
+        if region is not None and region.value_type.value == "SCOORD":
+            source = region.ContentSequence[0].ReferencedSOPSequence[0]
+        if source is None or group.finding_type is None:
+            continue
+        points = np.asarray(region.value, dtype=np.float64)[:, :2]
+        if region.graphic_type.value == "CIRCLE":  # its middle, and a point on it
+            radius = float(np.linalg.norm(points[1] - points[0]))
+            points = np.stack([points[0] - radius, points[0] + radius])
+        frame = int(np.atleast_1d(source.get("ReferencedFrameNumber") or 1)[0]) - 1
+        name = structures.called(str(group.finding_type.meaning))
+        regions.setdefault(str(source.ReferencedSOPInstanceUID), []).append((name, frame, points))
+    for uid, found in regions.items():
+        if (record := images.of_instance(uid)) is None or not any(regions.values()):
+            continue
+        names = _names([name for name, *_ in found])
+        rows = [
+            [names.index(name), frame, *points.min(axis=0)[::-1], frame + 1, *points.max(axis=0)[::-1]]
+            for name, frame, points in found
+        ]
+        boxes = np.array(rows, dtype=np.float32).reshape(-1, 7)
+        boxes[:, 1:] = np.clip(boxes[:, 1:], 0, np.tile(_extent(record), 2))
+        yield record, Annotation(names, _extent(record), None, boxes)
 
 
 def _fill(plane: npt.NDArray[np.uint8], place: Place, contours: Sequence[tuple[int, npt.NDArray[np.float64]]]) -> None:
