@@ -15,8 +15,27 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from client import dashboard_cli, steward_cli
+from client import dashboard_cli, pacs_cli, steward_cli
 from client.options import JsonOption, KitArgument, KitOption
+from client.pacs_cli import (
+    OWN_AE_TITLE,
+    AeTitleOption,
+    BodyPartOption,
+    CaOption,
+    CertificateOption,
+    DatesOption,
+    DicomwebOption,
+    KeyOption,
+    PacsChoice,
+    PacsOption,
+    PatientIdOption,
+    ReceivePortOption,
+    SecretFileOption,
+    StudyOption,
+    TlsOption,
+    UserOption,
+    fetch_and_import,
+)
 from common.errors import UsageError
 from common.kit import find_kit
 
@@ -83,11 +102,11 @@ def _pair(text: str) -> tuple[str, str]:
 
 @app.command("import")
 def import_(
-    folder: Annotated[
-        Path,
-        typer.Argument(help="A folder of DICOM, NIfTI, PNG or JPEG files, read recursively; or a table: one CSV file."),
-    ],
     collection: Annotated[str, typer.Option(help="The collection's name, as jobs will call it.")],
+    folder: Annotated[
+        Path | None,
+        typer.Argument(help="A folder of DICOM, NIfTI, PNG or JPEG files, read recursively; or a table: one CSV file."),
+    ] = None,
     labels: Annotated[
         Path | None, typer.Option(help="CSV with a patient, study or file column and a label column.")
     ] = None,
@@ -133,24 +152,42 @@ def import_(
     patient_from: Annotated[
         PatientFrom, typer.Option(help='Whose image a PNG, JPEG or NIfTI is: each "file" a patient, or each "folder".')
     ] = PatientFrom.FILE,
-    modality: Annotated[list[str] | None, typer.Option(help="Index only these DICOM modalities (repeatable).")] = None,
+    modality: Annotated[list[str] | None, typer.Option(help="Take only these DICOM modalities (repeatable).")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the split by patient, at the first import.")] = None,
+    pacs: PacsOption = None,
+    dicomweb: DicomwebOption = None,
+    body_part: BodyPartOption = "",
+    dates: DatesOption = "",
+    patient_id: PatientIdOption = "",
+    study: StudyOption = "",
+    ae_title: AeTitleOption = OWN_AE_TITLE,
+    receive_port: ReceivePortOption = None,
+    tls: TlsOption = False,
+    ca: CaOption = None,
+    certificate: CertificateOption = None,
+    key: KeyOption = None,
+    user: UserOption = None,
+    secret_file: SecretFileOption = None,
     kit: KitOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Index a folder of images, or the rows of a table, under pseudonyms. Nothing leaves; importing again is safe.
+    """Index a folder of images, the rows of a table, or what a PACS has, under pseudonyms. Importing again is safe.
 
-    Images stay where they are. Of a table the kit gets a record a row, without columns that name people, hold dates or
-    free text. Its labels are in a column of its own; a column "patient" says whose a row is, and a row that lacks a
-    value is refused. In a table or a label file a column "split" (train, validation, test) keeps a published split.
+    Nothing leaves. Images stay where they are; those of a PACS are kept in the kit, and only what is missing is asked
+    for again. Of a table the kit gets a record a row, without columns that name people, hold dates or free text. Its
+    labels are in a column of its own; a column "patient" says whose a row is, and a row that lacks a value is refused.
+    In a table or a label file a column "split" (train, validation, test) keeps a published split.
 
     Example: wardround site import --collection chest-xray /data/chest --labels labels.csv
              wardround site import --collection heart heart.csv --label-column disease --column age --column sex
              wardround site import --collection liver /data/ct --masks /data/masks --structure 1=liver
+             wardround site import --collection brain --pacs ORTHANC@pacs:4242 --modality MR --dates 20200101-20201231
     """
     from client.intake.importer import ImportOptions, import_folder
-    from client.record import site_log
+    from client.record import note_import, site_log
 
+    if sum(source is not None for source in (folder, pacs, dicomweb)) != 1:
+        raise UsageError("import takes one source: a FOLDER, --pacs AE@HOST:PORT or --dicomweb URL")
     found = find_kit(kit, "site")
     options = ImportOptions(
         allow_identified=allow_identified,
@@ -158,7 +195,7 @@ def import_(
         key_column=key_column,
         label_column=label_column,
         patient_from="folder" if patient_from is PatientFrom.FOLDER else "file",
-        modalities=tuple(modality or ()),
+        modalities=tuple(modality or ()) if folder is not None else (),  # a PACS is asked for no others
         columns=tuple(column or ()),
         label_tag=label_tag,
         label_reports=label_reports,
@@ -168,9 +205,17 @@ def import_(
         instances=instances,
         seed=seed,
     )
+    if folder is None:
+        from client.pacs.query import Query
+
+        query = Query(tuple(modality or ()), body_part, dates, patient_id, study)
+        choice = PacsChoice(
+            pacs, dicomweb, ae_title, tls, ca, certificate, key, user, secret_file, receive_port
+        )  # fmt: skip
+        fetch_and_import(found, collection, choice.open(), query, labels, options, as_json=as_json)
+        return
     report = import_folder(found.folder, collection, folder, labels, options=options, progress=None)
-    counts = {"indexed": report.indexed, "unchanged": report.unchanged, "removed": report.removed}
-    site_log(found.folder).append("import", {"collection": collection, **counts, "refused": len(report.refused)})
+    note_import(site_log(found.folder), report)
     typer.echo(report.to_json() if as_json else "\n".join(report.lines()))
 
 
@@ -300,6 +345,8 @@ def _print_releases(run: str, messages: list[Release]) -> None:
 
 
 for command in (
+    pacs_cli.listen,
+    pacs_cli.send,
     steward_cli.policy,
     steward_cli.jobs,
     steward_cli.approve,

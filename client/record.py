@@ -8,19 +8,28 @@ Kinds of entries, beside the first ("opened"):
     asked      a job waits for a person: its digest and its canonical JSON
     decision   a person said yes or no to a job: its digest, who, why
     policy     the policy was seen changed: its SHA-256 and text
-    import     images were indexed: collection and counts
+    import     images were indexed: collection and counts; of a PACS also which, what was asked, and what came
+    fetch      objects were asked of a PACS: which, for which collection, and how many it has
+    listen     a receiver of objects was started or ended: its collection, AE title, address and counts
+    send       results go to the hospital's PACS: which, and of each object its SHA-256, SOP class and study's pseudonym
+    sent       ... and how many of them it took
     started    the site's service was started
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from client.policy import FILE_NAME as POLICY_FILE
 from common.audit import AuditLog, Head
 from common.errors import DataError
 from common.kit import read_kit
+
+if TYPE_CHECKING:
+    from client.intake.report import ImportReport
 
 LOG_FILE, KEY_FILE = "audit.jsonl", "audit.key"
 
@@ -28,6 +37,13 @@ LOG_FILE, KEY_FILE = "audit.jsonl", "audit.key"
 def site_log(kit_folder: Path) -> AuditLog:
     """Return the audit log of the site whose kit is in `kit_folder`. Raises KitError if there is no site's kit."""
     return AuditLog(kit_folder / LOG_FILE, kit_folder / KEY_FILE, read_kit(kit_folder, "site").name)
+
+
+def note_import(log: AuditLog, report: ImportReport, origin: Mapping[str, Any] | None = None) -> Head:
+    """Record an import: the collection, the counts, and where the objects came from if it was not a folder."""
+    counts = {"indexed": report.indexed, "unchanged": report.unchanged, "removed": report.removed}
+    body = {"collection": report.collection, **counts, "refused": len(report.refused), **(origin or {})}
+    return log.append("import", body)
 
 
 def note_policy(log: AuditLog, kit_folder: Path) -> Head | None:

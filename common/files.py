@@ -9,8 +9,13 @@ import tempfile
 from pathlib import Path
 
 
-def write_atomically(path: Path, content: bytes, *, mode: int = 0o644, overwrite: bool = True) -> None:
+def write_atomically(
+    path: Path, content: bytes, *, mode: int = 0o644, overwrite: bool = True, through: Path | None = None
+) -> None:
     """Write `content` to `path` with permissions `mode`: synced to disk first, then renamed into place.
+
+    A process that is killed may leave an unfinished file in `path`'s folder, or in `through` where that is given: a
+    folder on the same disk.
 
     Raises
     ------
@@ -19,7 +24,7 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o644, overwrite
     OSError
         The disk is full or the folder can't be written; nothing is left behind.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=through or path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:

@@ -35,7 +35,7 @@ from client.intake.splits import splits_of
 from client.intake.told import labels_of_reports, labels_of_tag
 from common.errors import DataError, UsageError
 
-__all__ = ["ImportOptions", "Progress", "import_folder"]
+__all__ = ["ImportOptions", "Progress", "import_folder", "require_name"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -65,8 +65,7 @@ def import_folder(
     DataError
         The folder, label file or catalog can't be used, no label matches, or another import is under way.
     """
-    if not _NAME.fullmatch(collection):
-        raise UsageError(f'"{collection}" is no name for a collection: letters, digits, ".", "_" and "-", at most 64')
+    require_name(collection)
     options = options or ImportOptions()
     with _alone(kit_folder):
         if is_table(folder):
@@ -74,6 +73,12 @@ def import_folder(
         intake = _prepare(kit_folder, collection, folder, labels, options)
         records = intake.decided(intake.read(progress))
         return intake.commit(records)
+
+
+def require_name(collection: str) -> None:
+    """Raise UsageError for what is no name of a collection."""
+    if not _NAME.fullmatch(collection):
+        raise UsageError(f'"{collection}" is no name for a collection: letters, digits, ".", "_" and "-", at most 64')
 
 
 def _import_table(
