@@ -114,10 +114,11 @@ class DimsePacs:
 
     def _store(self, association: Association, file: Outgoing) -> str:
         """Send one file; return why the PACS did not take it, or ""."""
+        from pydicom.dataset import Dataset
         from pydicom.uid import UID
 
         try:
-            status = association.send_c_store(file.path)
+            status = association.send_c_store(file.path) if association.is_established else Dataset()
         except ValueError:  # there is no context for it that the PACS accepted
             return f"it takes no {UID(file.sop_class).name} in {UID(file.syntax).name}"
         code = self._code(status)
@@ -132,7 +133,7 @@ class DimsePacs:
         ]
         handlers = [(evt.EVT_C_STORE, partial(stored, held))]
         with self._associated([_context(GET), *contexts], handlers, roles) as association:
-            return self._ask_for_all(wanted, held, lambda one: association.send_c_get(one, GET), "C-GET")
+            return self._ask_for_all(association, wanted, held, lambda one: association.send_c_get(one, GET), "C-GET")
 
     def _move(self, wanted: Sequence[Dataset], held: _Held) -> str:
         own = self._own
@@ -142,19 +143,22 @@ class DimsePacs:
             self._associated([_context(MOVE)]) as association,
         ):
             return self._ask_for_all(
-                wanted, held, lambda one: association.send_c_move(one, own.ae_title, MOVE), "C-MOVE"
+                association, wanted, held, lambda one: association.send_c_move(one, own.ae_title, MOVE), "C-MOVE"
             )
 
     def _ask_for_all(
         self,
+        association: Association,
         wanted: Sequence[Dataset],
         held: _Held,
         ask: Callable[[Dataset], Iterator[tuple[Dataset, Dataset | None]]],
         what: str,
     ) -> str:
+        from pydicom.dataset import Dataset
+
         reason = ""
         for one in wanted:
-            for status, _ in ask(one):
+            for status, _ in ask(one) if association.is_established else [(Dataset(), None)]:
                 held.raise_error()
                 code = self._code(status)
                 if code == DESTINATION_UNKNOWN:
@@ -217,16 +221,22 @@ class DimsePacs:
             with socket.create_connection((peer.host, peer.port), timeout=15) as plain:
                 address = str(plain.getsockname()[0])
                 if self._context is not None:
-                    self._context.wrap_socket(plain, server_hostname=peer.host).close()
+                    self._shake_hands(self._context, plain)
                 return address
+        except OSError as error:
+            raise LinkError(f"{self.name}: the PACS can't be reached: {error.strerror or error}") from error
+
+    def _shake_hands(self, context: ssl.SSLContext, plain: socket.socket) -> None:
+        try:
+            context.wrap_socket(plain, server_hostname=self._peer.host).close()
         except ssl.SSLCertVerificationError as error:
             raise LinkError(
                 f"{self.name}: its certificate is not trusted ({error.verify_message}): name who signed it by --ca"
             ) from error
-        except ssl.SSLError as error:
-            raise LinkError(f"{self.name}: no TLS there ({error.reason}): leave --tls out, or mend the PACS") from error
         except OSError as error:
-            raise LinkError(f"{self.name}: the PACS can't be reached: {error.strerror or error}") from error
+            raise LinkError(
+                f"{self.name}: no TLS there ({error.strerror or error}): leave --tls out, or mend the PACS"
+            ) from error
 
     def _require_success(self, status: Dataset, what: str) -> None:
         if self._code(status) != 0:
@@ -235,7 +245,10 @@ class DimsePacs:
     def _code(self, status: Dataset) -> int:
         """The status of an answer. Raises LinkError when there is none: the association has ended."""
         if "Status" not in status:
-            raise LinkError(f"{self.name}: the PACS went away, or was silent for too long")
+            raise LinkError(
+                f"{self.name}: the PACS ended the association: it went away, was silent for too long, or does not "
+                f"allow {self._own.ae_title} to do this"
+            )
         return int(status.Status)
 
     def _stop_asking(self) -> None:
