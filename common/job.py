@@ -27,6 +27,10 @@ from common.tasks.parameters import PARAMETERS as TASK_PARAMETERS
 from common.tasks.parameters import TaskParameters, kind_of, read_task_parameters
 
 
+SMALLEST = 8
+"""Fewest pixels of an image along an axis."""
+
+
 class TaskSection(Section):
     """What the model is to say about an image."""
 
@@ -70,11 +74,22 @@ class DataSection(Section):
     """Which collection at each site, and the form in which the network sees it."""
 
     collection: Name = Field(description="the collection's name at every site")
-    size: tuple[Annotated[int, Field(ge=8, le=4096)], ...] = Field(
+    size: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(
         (64, 64),
         min_length=2,
         max_length=3,
-        description="input size in pixels: [rows, columns] or [slices, rows, columns]",
+        description="input size in pixels: [rows, columns] or [slices, rows, columns]; of a bag [images, rows, columns]",
+    )
+    bag: Literal["none", "slide", "study", "patient"] = Field(
+        "none",
+        description='what makes one case of many images: "slide": its tiles, "study" or "patient": all 2D images of it',
+    )
+    mpp: float = Field(0.5, gt=0, le=1000, description="slides: micrometres a pixel of a tile (0.5 is about 20x)")
+    tiles: int = Field(
+        16,
+        ge=1,
+        le=4096,
+        description="slides without a bag: so many tiles of each are cases (of a slide that has fewer some twice)",
     )
     spacing: tuple[Annotated[float, Field(gt=0, le=1000)], ...] = Field(
         (),
@@ -111,6 +126,19 @@ class DataSection(Section):
     def table(self) -> bool:
         """Whether cases are rows of a table, and not images."""
         return bool(self.features)
+
+    @property
+    def bagged(self) -> bool:
+        """Whether a case is a bag of images."""
+        return self.bag != "none"
+
+    @model_validator(mode="after")
+    def _size_is_that_of_images(self) -> DataSection:
+        if self.bagged and (self.table or len(self.size) != 3):
+            raise ValueError("a bag needs a size of three numbers, [images, rows, columns], and no features")
+        if min(self.size[1:] if self.bagged else self.size) < SMALLEST:
+            raise ValueError(f"size: an image has at least {SMALLEST} pixels along each axis")
+        return self
 
     @model_validator(mode="after")
     def _axes_agree(self) -> DataSection:

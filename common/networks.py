@@ -27,6 +27,7 @@ from torch import nn
 from common.errors import JobError
 from common.extensions import brought, load
 from common.job import Job
+from common.mil import AttentionMIL
 from common.standardisation import Standardised, standardise_weights
 from common.tasks.registry import build_task
 from common.tasks.task import Task
@@ -46,8 +47,9 @@ Builder = Callable[[int, int, int, Parameters], nn.Module]
 class Architecture:
     """A network that a job can name: how it is built, the parameters that a job may give it, and what it is for.
 
-    One for tables is built with 1 dimension and as many channels as there are features. `gives`: a value for each of
-    its outputs, or a map of them over the image. `weighs`: it can't be built without its numbers.
+    One for tables is built with 1 dimension and as many channels as there are features; one for bags takes
+    (N, C, images, rows, columns). `gives`: a value for each of its outputs, or a map of them over the image. `weighs`:
+    it can't be built without its numbers.
     """
 
     build: Builder
@@ -55,6 +57,7 @@ class Architecture:
     table: bool = False
     gives: Literal["values", "map"] = "values"
     weighs: bool = False
+    bag: bool = False
 
 
 def small_cnn(
@@ -207,6 +210,24 @@ def _within(value: object, name: str, largest: int, smallest: int = 1) -> int:
     return value
 
 
+def _attention_mil(dimensions: int, channels: int, outputs: int, parameters: Parameters) -> nn.Module:
+    """Return attention over a bag whose images are encoded by the small network, or by a ResNet-18, without its head."""
+    settings: dict[str, Any] = {"encoder": "small-cnn", "width": 32, "hidden": 64, "weight_standardisation": False}
+    settings |= parameters
+    if settings["encoder"] == "small-cnn":
+        features = 2 * settings["width"]
+        whole = small_cnn(
+            2, channels, outputs, width=settings["width"], weight_standardisation=settings["weight_standardisation"]
+        )
+        encoder: nn.Module = nn.Sequential(*list(whole.children())[:-1])
+    elif settings["encoder"] == "resnet18" and "width" not in parameters:
+        features, standardise = 512, {"weight_standardisation": settings["weight_standardisation"]}
+        encoder = _resnet18(2, channels, outputs, {"feed_forward": False, **standardise})
+    else:
+        raise ValueError('encoder is "small-cnn", with width, or "resnet18", without')
+    return AttentionMIL(encoder, features, outputs, hidden=settings["hidden"])
+
+
 NETWORKS: dict[str, Architecture] = {
     "small-cnn": Architecture(_small_cnn, ("width", "weight_standardisation")),
     "densenet121": Architecture(
@@ -233,6 +254,7 @@ NETWORKS: dict[str, Architecture] = {
     "swin-unetr": Architecture(
         _monai("SwinUNETR"), ("feature_size", "window_size", "drop_rate", "attn_drop_rate"), gives="map", weighs=True
     ),
+    "attention-mil": Architecture(_attention_mil, ("encoder", "width", "hidden", "weight_standardisation"), bag=True),
     "linear": Architecture(_linear, table=True),
     "mlp": Architecture(_mlp, ("hidden", "depth", "dropout"), table=True),
 }
@@ -262,6 +284,12 @@ def check_network(job: Job) -> Architecture:
         raise JobError(
             f'"network.name": {job.network.name} is for {"tables" if architecture.table else "images"}, '
             f"and the job has {'a table (data.features)' if job.data.table else 'images'}: choose one of {fit}"
+        )
+    if architecture.bag != job.data.bagged:
+        fit = ", ".join(name for name, one in NETWORKS.items() if one.bag == job.data.bagged and not one.table)
+        raise JobError(
+            f'"network.name": {job.network.name} is for {"bags" if architecture.bag else "single images"}, and '
+            f'data.bag is "{job.data.bag}": choose one of {fit}'
         )
     _check_parameters(job, architecture)
     _check_shape(job, architecture, build_task(job))

@@ -129,6 +129,11 @@ def _is_dummy(value: Any, patient_id: str) -> bool:
     return all(not isinstance(item, Dataset) and _is_dummy_text(str(item), patient_id) for item in value)
 
 
+def is_dummy_text(text: str) -> bool:
+    """Whether a text that should name somebody names nobody: it is empty, or says only that it was removed."""
+    return _is_dummy_text(text, "")
+
+
 def _is_dummy_text(text: str, patient_id: str) -> bool:
     if not text.strip():
         return True

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from client.intake import dicom, nifti, raster, series, table
+from client.intake import dicom, nifti, raster, series, slide, table
 from client.intake.image import FileRefusedError, Format
 
 FORMATS = (
+    Format("slide", slide.matches, slide.inspect, slide.frames, tiles=slide.tiles),
     Format("dicom", dicom.matches, dicom.inspect, dicom.frames, series.volume, series.grid),
     Format("raster", raster.matches, raster.inspect, raster.frames),
     Format("nifti", nifti.matches, nifti.inspect, nifti.frames, nifti.volume, nifti.grid),
@@ -18,8 +19,6 @@ HEAD_BYTES = 1024
 _KNOWN_OTHERS = {
     b"PK\x03\x04": "an archive or office file: unpack it first",
     b"\x1f\x8b": "a compressed file that is no NIfTI: unpack it first",
-    b"II*\0": "TIFF (slides too) is not read",
-    b"MM\0*": "TIFF (slides too) is not read",
     b"%PDF": "a PDF document",
 }
 
@@ -39,4 +38,4 @@ def identify(head: bytes) -> Format:
     for start, reason in _KNOWN_OTHERS.items():
         if head.startswith(start):
             raise FileRefusedError(f"not an image that is read here: {reason}")
-    raise FileRefusedError("not an image that is read here: neither DICOM, PNG, JPEG nor NIfTI")
+    raise FileRefusedError("not an image that is read here: neither DICOM, PNG, JPEG, TIFF nor NIfTI")

@@ -95,12 +95,23 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """How a slide is cut: at most so many tiles of rows x columns pixels of `mpp` micrometres."""
+
+    tiles: int
+    rows: int
+    columns: int
+    mpp: float
+
+
+@dataclass(frozen=True)
 class Format:
     """One file format of the table `FORMATS`.
 
     `matches` looks at a file's first KiB. `inspect` reads the whole file, pixels included, and raises
     FileRefusedError. `frames` yields each 2D image; `volume` assembles one 3D image of one or several files and is
     None for a format that has none. `grid` says where the slices of such a volume, or the frames of a file, lie.
+    `tiles` yields the tiles of a slide, of one or several files, and is None for a format that has no slides.
     """
 
     name: str
@@ -109,6 +120,7 @@ class Format:
     frames: Callable[[Path], Iterator[Pixels]]
     volume: Callable[[Sequence[Path]], Pixels] | None = None
     grid: Callable[[Sequence[Path]], Grid] | None = None
+    tiles: Callable[[Sequence[Path], Cut], Iterator[Pixels]] | None = None
 
 
 def one_line(error: BaseException, limit: int = 160) -> str:

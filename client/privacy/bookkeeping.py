@@ -70,7 +70,7 @@ class _Book:
     def take(self, gradient: Tensor) -> None:
         (images,) = self.inputs
         self.inputs.clear()
-        self.summed = work_on(self.layer, images, gradient, self.grouping)
+        self.summed = work_on(self.layer, images, gradient, self.grouping.of_rows(len(images)))
 
 
 class _Tap(torch.autograd.Function):

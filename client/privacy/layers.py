@@ -35,6 +35,18 @@ class Grouping:
     sizes: tuple[int, ...]
     units: Tensor
 
+    def of_rows(self, count: int) -> Grouping:
+        """Return the grouping of a layer that sees `count` rows: each image's parts, beside each other, where it has any.
+
+        Raises TypeError where that can't be.
+        """
+        times, rest = divmod(count, sum(self.sizes))
+        if rest or not times:
+            raise TypeError("a layer sees rows that are neither images nor parts of one")
+        if times == 1:
+            return self
+        return Grouping(tuple(size * times for size in self.sizes), self.units.repeat_interleave(times))
+
     def by_unit(self, rows: Tensor) -> Tensor:
         """Return rows (N, ...) as (U, n, ...), with zeros where a unit has fewer."""
         most = max(self.sizes)
