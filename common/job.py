@@ -26,7 +26,6 @@ from common.strategies import Parameters, read_parameters
 from common.tasks.parameters import PARAMETERS as TASK_PARAMETERS
 from common.tasks.parameters import TaskParameters, kind_of, read_task_parameters
 
-
 SMALLEST = 8
 """Fewest pixels of an image along an axis."""
 
@@ -78,7 +77,7 @@ class DataSection(Section):
         (64, 64),
         min_length=2,
         max_length=3,
-        description="input size in pixels: [rows, columns] or [slices, rows, columns]; of a bag [images, rows, columns]",
+        description="input size in pixels: [rows, columns] or [slices, rows, columns]; a bag's: [images, rows, columns]",
     )
     bag: Literal["none", "slide", "study", "patient"] = Field(
         "none",

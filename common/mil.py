@@ -1,6 +1,6 @@
 """Attention over a bag of images: which of a slide's tiles, or of a study's views, speak for the answer.
 
-    h_t = encoder(image t)        a_t = softmax over t of w^T (tanh(V h_t) * sigmoid(U h_t))        z = sum over t a_t h_t
+    h_t = encoder(image t)     a_t = softmax over t of w^T (tanh(V h_t) * sigmoid(U h_t))     z = sum over t a_t h_t
 
 An image whose values are all the same (a bag is filled up with zeros) has nothing to be seen on it: its attention is 0.
 
@@ -19,8 +19,9 @@ UNSEEN = -1e4
 
 
 class AttentionMIL(nn.Module):
-    """A network of bags (N, C, images, rows, columns) with K outputs; `encoder` makes (M, features) of (M, C, rows, columns).
+    """A network of bags (N, C, images, rows, columns) with K outputs.
 
+    `encoder` makes features (M, F) of images (M, C, rows, columns).
     Each layer sees a bag's images as rows of its own, so no image changes what is seen of another.
     """
 

@@ -211,7 +211,7 @@ def _within(value: object, name: str, largest: int, smallest: int = 1) -> int:
 
 
 def _attention_mil(dimensions: int, channels: int, outputs: int, parameters: Parameters) -> nn.Module:
-    """Return attention over a bag whose images are encoded by the small network, or by a ResNet-18, without its head."""
+    """Return attention over a bag, its images encoded by the small network or a ResNet-18 without their heads."""
     settings: dict[str, Any] = {"encoder": "small-cnn", "width": 32, "hidden": 64, "weight_standardisation": False}
     settings |= parameters
     if settings["encoder"] == "small-cnn":

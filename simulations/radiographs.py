@@ -136,7 +136,8 @@ def _sop_class(scanner: Scanner) -> UID:
     return DigitalXRayImageStorageForPresentation if scanner.window else DigitalXRayImageStorageForProcessing
 
 
-def _uid(*parts: object) -> UID:
+def make_uid(*parts: object) -> UID:
+    """Return the UID that follows from `parts`: UUID-derived, PS3.5 B.2."""
     return UID(f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, '/'.join(map(str, parts))).int}")
 
 
@@ -144,13 +145,13 @@ def _envelope(scanner: Scanner, exposure: Exposure, origin: str) -> FileDataset:
     """File meta information and every identifier."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = _sop_class(scanner)
-    meta.MediaStorageSOPInstanceUID = _uid("instance", origin, exposure.patient, exposure.study, exposure.instance)
+    meta.MediaStorageSOPInstanceUID = make_uid("instance", origin, exposure.patient, exposure.study, exposure.instance)
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     dataset.SOPClassUID = meta.MediaStorageSOPClassUID
     dataset.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
-    dataset.StudyInstanceUID = _uid("study", origin, exposure.patient, exposure.study)
-    dataset.SeriesInstanceUID = _uid("series", origin, exposure.patient, exposure.study)
+    dataset.StudyInstanceUID = make_uid("study", origin, exposure.patient, exposure.study)
+    dataset.SeriesInstanceUID = make_uid("series", origin, exposure.patient, exposure.study)
     dataset.PatientID = exposure.patient
     dataset.PatientIdentityRemoved = "YES"
     dataset.DeidentificationMethod = "PS3.15 Annex E; code as PatientID, dates removed"
@@ -173,7 +174,7 @@ def _describe(dataset: Dataset, scanner: Scanner, exposure: Exposure) -> None:
     if scanner.modality == "DX":
         dataset.PresentationIntentType = "FOR PRESENTATION" if scanner.window else "FOR PROCESSING"
         dataset.ImageLaterality = "U"
-        dataset.AnatomicRegionSequence = [_code("51185008", "SCT", "Chest")]
+        dataset.AnatomicRegionSequence = [make_code("51185008", "SCT", "Chest")]
         dataset.PositionerType, dataset.DetectorType = "", ""
         dataset.PixelIntensityRelationship = "LOG"
         dataset.PixelIntensityRelationshipSign = 1 if scanner.inverted else -1
@@ -181,7 +182,8 @@ def _describe(dataset: Dataset, scanner: Scanner, exposure: Exposure) -> None:
         dataset.AcquisitionContextSequence = []
 
 
-def _code(value: str, scheme: str, meaning: str) -> Dataset:
+def make_code(value: str, scheme: str, meaning: str) -> Dataset:
+    """Return a coded concept (PS3.3 8.8)."""
     code = Dataset()
     code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, scheme, meaning
     return code

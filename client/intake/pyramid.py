@@ -49,7 +49,7 @@ class Pyramid(Protocol):
     levels: tuple[Level, ...]
 
     def read(self, level: int, row: int, column: int, rows: int, columns: int) -> Region:
-        """Return a region of a level, white where it lies outside. Raises FileRefusedError where it can't be decoded."""
+        """Return a region of a level, white outside of it. Raises FileRefusedError where it can't be decoded."""
 
     def close(self) -> None:
         """Close the files."""
@@ -84,13 +84,13 @@ def open_tiff(path: Path) -> Any:
     try:
         return openslide.OpenSlide(path)
     except openslide.OpenSlideUnsupportedFormatError as error:
-        raise FileRefusedError("a TIFF that is no slide, or damaged: a slide is stored in tiles; else use PNG") from error
+        raise FileRefusedError("a TIFF that is no slide (a slide is stored in tiles), or damaged") from error
     except openslide.OpenSlideError as error:
         raise FileRefusedError(f"the slide can't be read: {one_line(error)}".replace(str(path), "it")) from error
 
 
 def read_dicom_header(path: Path) -> Any:
-    """Return the attributes of a level of a DICOM slide, without its pixels. Raises FileRefusedError for other files."""
+    """Return the attributes of a level of a DICOM slide, without pixels. Raises FileRefusedError for other files."""
     from pydicom import dcmread
 
     try:
@@ -102,7 +102,7 @@ def read_dicom_header(path: Path) -> Any:
         raise FileRefusedError("no slide: its SOP class is another than its file says")
     flavour = next(iter((header.get("ImageType") or [])[2:3]), "")
     if flavour not in DICOM_LEVELS or header.get("SpecimenLabelInImage") == "YES":
-        raise FileRefusedError(f"an image of the slide's label, which identifies a person: {flavour or 'of no stated kind'}")
+        raise FileRefusedError(f"an image of the slide's label, which identifies a person: {flavour or 'no kind'}")
     if "ConcatenationUID" in header:
         raise FileRefusedError("a part of a concatenation: write the level as one file first")
     if header.get("SamplesPerPixel") != 3 or header.get("BitsAllocated") != 8:
@@ -130,7 +130,8 @@ class _Tiff:
         try:
             seen = self._slide.read_region(at, level, (columns, rows))
         except openslide.OpenSlideError as error:
-            raise FileRefusedError(f"a tile can't be decoded: {one_line(error)}".replace(str(self._path), "it")) from error
+            reason = one_line(error).replace(str(self._path), "it")
+            raise FileRefusedError(f"a tile can't be decoded: {reason}") from error
         glass = Image.new("RGBA", seen.size, (WHITE, WHITE, WHITE, 255))
         return np.asarray(Image.alpha_composite(glass, seen).convert("RGB"))
 
@@ -141,7 +142,7 @@ class _Tiff:
 class _Dicom:
     def __init__(self, paths: Sequence[Path]) -> None:
         headers = [read_dicom_header(path) for path in paths]
-        if len({(str(header.get("ContainerIdentifier")), str(header.get("SeriesInstanceUID"))) for header in headers}) > 1:
+        if len({(str(one.get("ContainerIdentifier")), str(one.get("SeriesInstanceUID"))) for one in headers}) > 1:
             raise FileRefusedError("the files of one slide name several slides or series")
         found = sorted(zip(map(_dicom_level, headers), paths, strict=True), key=lambda pair: (pair[0].mpp, pair[1]))
         self.levels = tuple(level for level, _ in found)

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from client.intake.acquisition import acquired
 from client.intake.confidentiality import burned_in_annotation, identifying_keywords, is_dummy_text
-from client.intake.image import Cut, Facts, FileRefusedError, Pixels
+from client.intake.image import Acquired, Cut, Facts, FileRefusedError, Pixels, Seen
+from client.intake.intensity import full_range
 from client.intake.pyramid import DICOM_SLIDE, Pyramid, is_dicom, open_pyramid, open_tiff, read_dicom_header
+from client.intake.sight import Sight
 from client.intake.tissue import chosen, overview, read_tile, tissue, tissue_places
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -54,25 +56,29 @@ def inspect(path: Path) -> Facts:
     A damaged tile between these places is only found when it is read for a training.
     """
     with open_pyramid([path]) as pyramid:
-        _look(pyramid)
-        finest = pyramid.levels[0]
-    header = read_dicom_header(path) if is_dicom(path) else None
-    found = dict.fromkeys(("patient", "study", "series", "instance"), "")
-    if header is not None:
-        keywords = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
-        found = {name: str(header.get(keyword) or "") for name, keyword in zip(found, keywords, strict=True)}
+        _check_tiles(pyramid)
+        finest, seen = pyramid.levels[0], _seen(pyramid)
+    millimetres = (round(finest.mpp / 1000, 7),) * 2
+    if not is_dicom(path):
+        maker, identifiers = _of_tiff(path)
+        return Facts(
+            modality=_MODALITY, frames=1, rows=finest.rows, columns=finest.columns, channels=3, identifiers=identifiers,
+            acquired=Acquired(manufacturer=maker, spacing=millimetres), seen=seen,
+        )  # fmt: skip
+    header = read_dicom_header(path)
     return Facts(
         modality=_MODALITY, frames=1, rows=finest.rows, columns=finest.columns, channels=3,
-        identifiers=_of_tiff(path) if header is None else _of_dicom(header),
-        burned_in=None if header is None else burned_in_annotation(header),
-        **found,
+        patient=str(header.get("PatientID") or ""), study=str(header.get("StudyInstanceUID") or ""),
+        series=str(header.get("SeriesInstanceUID") or ""), instance=str(header.get("SOPInstanceUID") or ""),
+        identifiers=_of_dicom(header), burned_in=burned_in_annotation(header),
+        acquired=replace(acquired([header]), spacing=millimetres), seen=seen,
     )  # fmt: skip
 
 
 def frames(path: Path) -> Iterator[Pixels]:
     """Yield the whole slide as one small picture, (rows, columns, 3) in [0, 1]. Raises FileRefusedError."""
     with open_pyramid([path]) as pyramid:
-        yield overview(pyramid, _PICTURE_EDGE)[0].astype(np.float32) / 255
+        yield full_range(overview(pyramid, _PICTURE_EDGE)[0], 255)
 
 
 def tiles(paths: Sequence[Path], cut: Cut) -> Iterator[Pixels]:
@@ -86,29 +92,40 @@ def tiles(paths: Sequence[Path], cut: Cut) -> Iterator[Pixels]:
             yield read_tile(pyramid, cut, place)
 
 
-def _look(pyramid: Pyramid) -> None:
-    """Raise FileRefusedError unless places all over the finest level can be decoded, and there is tissue.
-
-    Whether there is any is only asked where a level is small enough to be looked at as a whole.
-    """
-    finest, coarsest = pyramid.levels[0], pyramid.levels[-1]
+def _check_tiles(pyramid: Pyramid) -> None:
+    """Raise FileRefusedError unless places all over the finest level can be decoded."""
+    finest = pyramid.levels[0]
     steps = [max(_LOOK_EDGE, -(-extent // _LOOKS)) for extent in (finest.rows, finest.columns)]
     for row in range(0, finest.rows, steps[0]):
         for column in range(0, finest.columns, steps[1]):
             pyramid.read(0, row, column, min(_LOOK_EDGE, finest.rows - row), min(_LOOK_EDGE, finest.columns - column))
-    if coarsest.rows * coarsest.columns <= _WHOLE and not tissue(overview(pyramid)[0]).any():
+
+
+def _seen(pyramid: Pyramid) -> Seen:
+    """What is kept of the pixels. Nothing where no level is small enough to be looked at as a whole.
+
+    Raises FileRefusedError where there is no tissue.
+    """
+    coarsest = pyramid.levels[-1]
+    if coarsest.rows * coarsest.columns > _WHOLE:
+        return Seen()
+    picture = overview(pyramid)[0]
+    if not tissue(picture).any():
         raise FileRefusedError("no tissue on the slide: nothing on it is coloured")
+    sight = Sight()
+    sight.add(full_range(picture, 255))
+    return sight.seen()
 
 
-def _of_tiff(path: Path) -> tuple[str, ...]:
-    """What in a TIFF may identify a person: names of its parts and fields, never their values."""
+def _of_tiff(path: Path) -> tuple[str, tuple[str, ...]]:
+    """Who made a TIFF, and what in it may identify a person: names of its parts and fields, never their values."""
     with open_tiff(path) as slide:
         images = [f"{name} image" for name in _SHOWS_THE_LABEL if name in slide.associated_images]
         fields = [
             name for name, value in slide.properties.items()
             if name.startswith("aperio.") and _names_somebody(name.removeprefix("aperio."), value)
         ]  # fmt: skip
-    return tuple(sorted([*images, *fields]))
+        return str(slide.properties.get("openslide.vendor", "")), tuple(sorted([*images, *fields]))
 
 
 def _names_somebody(field: str, value: str) -> bool:

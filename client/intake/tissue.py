@@ -10,7 +10,6 @@ Reference: Otsu, "A Threshold Selection Method from Gray-Level Histograms", IEEE
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from client.intake.image import Cut, FileRefusedError, Pixels
+from client.intake.intensity import full_range
 from client.intake.pyramid import Level, Pyramid, Region
 
 THRESHOLDS = (10 / 255, 30 / 255)
@@ -54,7 +54,9 @@ def overview(pyramid: Pyramid, edge: int = OVERVIEW_EDGE) -> tuple[Region, float
     found = np.full((-(-level.rows // factor), -(-level.columns // factor), 3), 255, dtype=np.uint8)
     for row in range(0, level.rows, block):
         for column in range(0, level.columns, block):
-            rows, columns = (min(block, -(-rest // factor) * factor) for rest in (level.rows - row, level.columns - column))
+            rows, columns = (
+                min(block, -(-rest // factor) * factor) for rest in (level.rows - row, level.columns - column)
+            )
             seen = Image.fromarray(pyramid.read(chosen, row, column, rows, columns)).reduce(factor)
             at_row, at_column = row // factor, column // factor
             found[at_row : at_row + seen.height, at_column : at_column + seen.width] = np.asarray(seen)
@@ -75,7 +77,7 @@ def tissue(seen: Region) -> npt.NDArray[np.bool_]:
 
 def chroma(seen: Region) -> npt.NDArray[np.float64]:
     """Return how far each pixel is from grey, from 0 to 1: (rows, columns)."""
-    return (seen.max(axis=-1).astype(float) - seen.min(axis=-1)) / 255
+    return np.ptp(seen, axis=-1).astype(np.float64) / 255
 
 
 def _otsu(values: npt.NDArray[np.float64]) -> float:
@@ -137,8 +139,6 @@ def read_tile(pyramid: Pyramid, cut: Cut, place: Place) -> Pixels:
     rows, columns = math.ceil(bottom - 1e-6) - row, math.ceil(right - 1e-6) - column
     seen = Image.fromarray(pyramid.read(at, row, column, rows, columns))
     if seen.size != (cut.columns, cut.rows):
-        box = (left - column, top - row, min(columns, right - column), min(rows, bottom - row))
-        box = (max(0.0, box[0]), max(0.0, box[1]), box[2], box[3])
-        seen = seen.resize((cut.columns, cut.rows), Image.Resampling.BOX if scale >= 1 else Image.Resampling.BILINEAR, box)
-    return np.asarray(seen, dtype=np.float32) / 255
-
+        box = (max(0.0, left - column), max(0.0, top - row), min(columns, right - column), min(rows, bottom - row))
+        seen = seen.resize((cut.columns, cut.rows), Image.Resampling.BILINEAR, box)
+    return full_range(np.asarray(seen), 255)

@@ -36,7 +36,7 @@ class Grouping:
     units: Tensor
 
     def of_rows(self, count: int) -> Grouping:
-        """Return the grouping of a layer that sees `count` rows: each image's parts, beside each other, where it has any.
+        """Return the grouping of a layer that sees `count` rows: of each image as many parts, beside each other.
 
         Raises TypeError where that can't be.
         """
