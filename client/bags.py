@@ -16,7 +16,8 @@ import numpy as np
 from client.catalog import Case
 from client.intake.formats import format_named
 from client.intake.image import Cut, FileRefusedError, Pixels
-from client.intake.intensity import resized, with_channels
+from client.intake.intensity import with_channels
+from client.placing import as_case
 from common.errors import DataError
 from common.job import DataSection
 
@@ -64,9 +65,17 @@ def bag_of(members: Sequence[Case], data: DataSection) -> Pixels:
     return filled
 
 
-def tile_cases(members: Sequence[Case], data: DataSection) -> Iterator[Pixels]:
-    """Yield `data.tiles` tiles of a slide; where its tissue has fewer, some come again. Raises FileRefusedError."""
-    yield from islice(cycle(_tiles(members, data, data.tiles)), data.tiles)
+def bagged_cases(members: Sequence[Case], data: DataSection) -> Iterator[Pixels]:
+    """Yield the cases (C, *size) of a bag, or of a slide without one. Raises FileRefusedError.
+
+    A slide gives `data.tiles` cases: where its tissue has fewer tiles, some come again, so that how many cases a
+    collection has follows from the number of its slides alone.
+    """
+    if data.bagged:
+        yield np.moveaxis(bag_of(members, data), -1, 0)
+        return
+    for tile in islice(cycle(_tiles(members, data, data.tiles)), data.tiles):
+        yield np.moveaxis(tile, -1, 0)
 
 
 def cut_of(data: DataSection, tiles: int) -> Cut:
@@ -85,10 +94,11 @@ def _tiles(members: Sequence[Case], data: DataSection, count: int) -> Iterator[P
 def _images(members: Sequence[Case], data: DataSection, count: int) -> Iterator[Pixels]:
     """Some of the members' images in the job's size, each file read once."""
     taken = np.unique(np.linspace(0, len(members) - 1, min(count, len(members))).round().astype(int))
+    plane = data.model_copy(update={"size": data.size[1:], "bag": "none"})
     wanted: dict[Path, tuple[str, set[int]]] = {}
     for case in (members[at] for at in taken):
         wanted.setdefault(case.image, (case.format, set()))[1].add(case.frame or 0)
     for path, (name, numbers) in wanted.items():
         for number, image in enumerate(format_named(name).frames(path)):
             if number in numbers:
-                yield np.moveaxis(resized(with_channels(image, data.channels), data.size[1:]), 0, -1)
+                yield np.moveaxis(as_case(image, plane), 0, -1)

@@ -7,7 +7,7 @@ that spacing by the same filter and cropped or padded with 0 about the middle. M
 (`client/placing.py`).
 
 For a 2D size each frame of a file, and each axial slice of a NIfTI volume, is a case. For a 3D size a multi-frame file,
-a NIfTI volume, or the single-frame files of one DICOM series are a case.
+a NIfTI volume, or the single-frame files of one DICOM series are a case. Slides, and bags of images: `client/bags.py`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from client.annotations import boxes_of, mask_of, read
+from client.bags import bagged_cases, bags, is_slide, slides
 from client.catalog import Case, Catalog
 from client.intake.formats import PROBE, format_named
 from client.intake.image import FileRefusedError, Grid, Pixels
@@ -34,10 +35,14 @@ from client.intake.table import read_values, vector
 from client.placing import as_boxes, as_case, as_mask
 from common.errors import DataError
 from common.files import sha256_file
-from common.job import DataSection, TaskSection
+from common.job import MPP, TILES, DataSection, TaskSection
 from common.tasks.parameters import Truth, kind_of, most_boxes
 
 _VERSION = 1
+SLIDES_WANT = (
+    "a slide is cut into tiles at data.mpp: leave data.spacing out, and give data.size two numbers, or three with "
+    'data.bag = "slide"'
+)
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ def open_cases(
         raise DataError(f'the collection "{job_data.collection}" has no image in its {split} split: import more')
     truth = kind_of(task.kind).truth if task else "label"
     _require_truth(cases, truth, job_data.collection, split)
-    groups = _volumes(cases) if len(job_data.size) == 3 and not job_data.table else _files(cases)
+    groups = _groups(cases, job_data)
     form = (len(job_data.features),) if job_data.table else (job_data.channels, *job_data.size)
     count = sum(group.cases for group in groups)
     images = _cached(
@@ -143,6 +148,17 @@ def _truth(
     return _cached(name, (count, *form), kind, lambda: drawn_truth(kit, groups, job_data, task), cache, None, "c")
 
 
+def _groups(cases: Sequence[Case], job_data: DataSection) -> list[_Group]:
+    if job_data.bagged:
+        return [_Group(members, 1) for members in bags(cases, job_data.bag)]
+    whole = [case for case in cases if is_slide(case)]
+    if whole and (len(job_data.size) == 3 or job_data.spacing or job_data.table):
+        raise DataError(f"{whole[0].image}: {SLIDES_WANT}")
+    others = [case for case in cases if not is_slide(case)]
+    groups = _volumes(others) if len(job_data.size) == 3 and not job_data.table else _files(others)
+    return [*groups, *(_Group(members, job_data.tiles) for members in slides(whole))]
+
+
 def _files(cases: Sequence[Case]) -> list[_Group]:
     """For a 2D size: the frames of each file."""
     groups: dict[str, list[Case]] = {}
@@ -169,6 +185,8 @@ def _volumes(cases: Sequence[Case]) -> list[_Group]:
 def _name(catalog: Catalog, job_data: DataSection, split: str) -> tuple[str, str]:
     """The cache file's name without its ending, as (what it is for, digest of what it is made of)."""
     form = "x".join(map(str, (*job_data.size, job_data.channels)))
+    if job_data.bagged or (job_data.mpp, job_data.tiles) != (MPP, TILES):
+        form += f"_{job_data.bag}_{job_data.mpp:g}_{job_data.tiles}"
     if job_data.spacing:
         form += "-" + "x".join(f"{step:g}mm" for step in job_data.spacing)
     if job_data.table:
@@ -270,6 +288,10 @@ def _decoded(groups: Sequence[_Group], job_data: DataSection) -> Iterator[Pixels
             if job_data.table:
                 count += 1
                 yield _row(first, job_data.features)
+                continue
+            if job_data.bagged or kind.tiles is not None:
+                count = group.cases
+                yield from bagged_cases(group.members, job_data)
                 continue
             if len(job_data.size) == 3 and kind.volume is not None:
                 images: Iterator[Pixels] = iter([kind.volume([case.image for case in group.members])])

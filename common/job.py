@@ -28,6 +28,8 @@ from common.tasks.parameters import TaskParameters, kind_of, read_task_parameter
 
 SMALLEST = 8
 """Fewest pixels of an image along an axis."""
+MPP, TILES = 0.5, 16
+"""How slides are cut unless a job says otherwise."""
 
 
 class TaskSection(Section):
@@ -77,15 +79,15 @@ class DataSection(Section):
         (64, 64),
         min_length=2,
         max_length=3,
-        description="input size in pixels: [rows, columns] or [slices, rows, columns]; a bag's: [images, rows, columns]",
+        description="input size in pixels: [rows, columns], or with slices (of a bag: images) before them",
     )
     bag: Literal["none", "slide", "study", "patient"] = Field(
         "none",
         description='what makes one case of many images: "slide": its tiles, "study" or "patient": all 2D images of it',
     )
-    mpp: float = Field(0.5, gt=0, le=1000, description="slides: micrometres a pixel of a tile (0.5 is about 20x)")
+    mpp: float = Field(MPP, gt=0, le=1000, description="slides: micrometres a pixel of a tile (0.5 is about 20x)")
     tiles: int = Field(
-        16,
+        TILES,
         ge=1,
         le=4096,
         description="slides without a bag: so many tiles of each are cases (of a slide that has fewer some twice)",
@@ -135,6 +137,8 @@ class DataSection(Section):
     def _size_is_that_of_images(self) -> DataSection:
         if self.bagged and (self.table or len(self.size) != 3):
             raise ValueError("a bag needs a size of three numbers, [images, rows, columns], and no features")
+        if self.bagged and self.spacing:
+            raise ValueError("a bag has no spacing: leave it out; tiles of slides have mpp")
         if min(self.size[1:] if self.bagged else self.size) < SMALLEST:
             raise ValueError(f"size: an image has at least {SMALLEST} pixels along each axis")
         return self

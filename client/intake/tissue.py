@@ -77,7 +77,7 @@ def tissue(seen: Region) -> npt.NDArray[np.bool_]:
 
 def chroma(seen: Region) -> npt.NDArray[np.float64]:
     """Return how far each pixel is from grey, from 0 to 1: (rows, columns)."""
-    return np.ptp(seen, axis=-1).astype(np.float64) / 255
+    return np.asarray(seen.max(axis=-1) - seen.min(axis=-1), dtype=np.float64) / 255
 
 
 def _otsu(values: npt.NDArray[np.float64]) -> float:

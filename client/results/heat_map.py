@@ -20,7 +20,7 @@ from client.intake.tissue import Place, grid_of, read_tile, tissue_places
 from common.errors import UsageError
 from common.job import DataSection
 from common.mil import AttentionMIL
-from common.tasks.task import Task
+from common.tasks.classification import Classification
 
 AT_ONCE = 16
 """Tiles that are passed through the network together."""
@@ -69,7 +69,7 @@ class SlideScan:
 
 
 def scan_slide(
-    network: nn.Module, task: Task, paths: Sequence[Path], data: DataSection, device: torch.device
+    network: nn.Module, task: Classification, paths: Sequence[Path], data: DataSection, device: torch.device
 ) -> SlideScan:
     """Return what `network` says of every tissue tile of the slide at `paths`: one TIFF, or a DICOM slide's files.
 
@@ -80,7 +80,7 @@ def scan_slide(
     with open_pyramid(paths) as pyramid, torch.inference_mode(), _listening(network) as heard:
         places = tissue_places(pyramid, cut)
         tiles = (with_channels(read_tile(pyramid, cut, place), data.channels) for place in places)
-        scores = [task.scores(network(_rows(some, data).to(device)).float()).cpu() for some in _batches(tiles)]
+        scores = [_scores(task, network(_rows(some, data).to(device))) for some in _batches(tiles)]
         grid = grid_of(pyramid.levels[0], cut)
     attention = torch.softmax(torch.cat(heard), dim=0).numpy() if heard else None
     edges = (cut.rows * cut.mpp, cut.columns * cut.mpp)
@@ -97,6 +97,11 @@ def _rows(tiles: Sequence[Pixels], data: DataSection) -> Tensor:
     """Tiles as what the network takes: each as a bag of one, or by itself."""
     images = torch.from_numpy(np.moveaxis(np.stack(tiles), -1, 1).copy())
     return images.unsqueeze(2) if data.bagged else images
+
+
+def _scores(task: Classification, outputs: Tensor) -> Tensor:
+    """The labels' scores (M, K), which depend on no target."""
+    return task.scores(outputs.float(), torch.zeros(len(outputs))).cpu()
 
 
 @contextmanager
