@@ -89,17 +89,17 @@ def _cells(generator: np.random.Generator, where: np.ndarray, radius: float, sha
 
 
 def write_laboratory(
-    laboratory: Laboratory, folder: Path, slides: int, seed: int, *, dicom: bool = False, share: float = 0.5
+    laboratory: Laboratory, folder: Path, slides: int, seed: int, *, dicom: bool = False, edge: int = EDGE
 ) -> Path:
     """Write a laboratory's slides, each of a patient of its own, and labels.csv; return its path.
 
-    `share` of the slides have a tumour. In DICOM a slide is labelled by its patient, else by its file.
+    Every other slide has a tumour. In DICOM a slide is labelled by its patient, else by its file.
     """
     rows = []
     for number in range(slides):
         generator = np.random.default_rng([seed, *laboratory.name.encode(), number])
-        label = LABELS[int(number < share * slides)]
-        picture = draw_slide(generator, laboratory, tumour=label == LABELS[1])
+        label = LABELS[number % 2]
+        picture = draw_slide(generator, laboratory, tumour=label == LABELS[1], edge=edge)
         name = f"{laboratory.name.upper()}-{number:04d}"
         if dicom:
             write_dicom(picture, folder / name, f"{name}/{seed}", patient=name)

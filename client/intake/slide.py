@@ -32,7 +32,7 @@ _SLIDE_MODULE = ("BarcodeValue", "LabelText")
 """Attributes of the Slide Label module (PS3.3 C.12.1.1), which name the patient as the label does."""
 _A_CODE = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 """A UUID where a name was names nobody."""
-_LOOKS, _LOOK_EDGE = 32, 32
+_LOOKS, _LOOK_EDGE = 8, 32
 """An import looks at no more than so many places down and across, each of so many pixels."""
 _WHOLE = 2**25
 """Pixels of a level that an import reads as a whole."""
