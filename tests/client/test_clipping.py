@@ -24,7 +24,8 @@ from common.tasks.registry import build_task
 LOSS = torch.nn.functional.cross_entropy
 LABELS = ("n", "p")
 OF_IMAGES, OF_TABLES = (
-    [name for name, one in NETWORKS.items() if one.table == table and one.gives == "values"] for table in (False, True)
+    [name for name, one in NETWORKS.items() if one.table == table and one.gives == "values" and not one.bag]
+    for table in (False, True)
 )
 
 

@@ -9,7 +9,7 @@ from common.job import DataSection, parse_job
 from common.networks import NETWORKS, build_network, initial_model, load_tensors, tensors_of
 from common.standardisation import StandardisedConv2d, StandardisedConv3d
 
-OF_IMAGES = [name for name, one in NETWORKS.items() if not one.table and one.gives == "values"]
+OF_IMAGES = [name for name, one in NETWORKS.items() if not one.table and not one.bag and one.gives == "values"]
 OF_TABLES = [name for name, architecture in NETWORKS.items() if architecture.table]
 CASES = [(name, size) for name in OF_IMAGES for size in ("[32, 32]", "[32, 32, 32]")]
 
