@@ -40,8 +40,11 @@ _PICTURE_EDGE = 512
 
 
 def matches(head: bytes) -> bool:
-    """Whether the first bytes are those of a TIFF, or of a DICOM file that says that it is a slide."""
-    return head.startswith(_TIFF) or (head[128:132] == b"DICM" and _says_slide(head))
+    """Whether the first bytes are those of a TIFF, or of a DICOM file that says that it is a slide.
+
+    A file can be both: the preamble of DICOM (PS3.10 7.1) may be a TIFF's header. Then it is read as DICOM.
+    """
+    return _says_slide(head) if head[128:132] == b"DICM" else head.startswith(_TIFF)
 
 
 def _says_slide(head: bytes) -> bool:
