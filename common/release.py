@@ -230,6 +230,13 @@ def _place_of(name: str) -> tuple[str, int] | None:
         return None
     return found[1], int(found[2])
 
+METRICS: dict[str, str] = {
+    item.name: item.metadata["meaning"]
+    for item in fields(Evaluation)
+    if item.name not in {*NO_NUMBERS, "images", "patients", "seconds"} and not item.name.endswith(("_low", "_high"))
+}
+"""Every metric that says how good a model is, with its meaning: read off `Evaluation`."""
+
 
 def numbers_of(values: Mapping[str, object], bases: Mapping[str, object]) -> Numbers:
     """Return the numbers whose flat names and values are `values`. Inverse of `flat` and `bases`.

@@ -9,6 +9,7 @@ from statistics import NormalDist, median
 from typing import Any, Generic, Literal, TypeVar
 
 from common.job import Job
+from common.release import METRICS
 from server.records import RoundRecord, SiteRound, Stage
 
 T = TypeVar("T")
@@ -290,16 +291,17 @@ def _mean(parts: Sequence[tuple[Interval, float]]) -> Interval:
         return Interval(value)
     errors = [weight * ((part.high or 0) - (part.low or 0)) / (2 * _WIDTH) for part, weight in parts]
     reach = _WIDTH * math.hypot(*errors) / whole
-    return Interval(value, max(0.0, value - reach), min(1.0, value + reach))
+    lowest, highest = min(part.low or 0.0 for part, _ in parts), max(part.high or 0.0 for part, _ in parts)
+    # Uneven intervals are taken as even ones: what no site's own reaches (1, of a share) the mean's does not either.
+    return Interval(value, max(lowest, value - reach), min(highest, value + reach))
 
 
 def _turn(row: SiteRound, flag: str) -> Turn:
     numbers = row.metrics
-    names = [name.removeprefix("eval.") for name in numbers if name.startswith("eval.")]
     metrics = {
         name: Interval(numbers[f"eval.{name}"], numbers.get(f"eval.{name}_low"), numbers.get(f"eval.{name}_high"))
-        for name in names
-        if name not in ("images", "patients", "seconds") and not name.endswith(("_low", "_high"))
+        for name in METRICS
+        if f"eval.{name}" in numbers
     }
     return Turn(
         row.site,

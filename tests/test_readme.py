@@ -68,6 +68,14 @@ def test_every_command_is_in_the_readme(name):
     assert not missing
 
 
+def test_whatever_a_package_reads_is_installed_with_it():
+    given = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    named = {path for package, patterns in given.items() for one in patterns for path in (PROJECT / package).glob(one)}
+    there = {path for package in given for path in (PROJECT / package).rglob("*") if path.is_file()}
+    code = {path for path in there if path.suffix in (".py", ".pyc") or "docs" in path.parts}
+    assert there - code == {path for path in named if path.is_file()} - code
+
+
 def test_flowers_bundle_is_told_to_hold_only_code():
     settings = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
     assert all(pattern == "LICENSE" or pattern.endswith("/**/*.py") for pattern in settings["fab-include"])

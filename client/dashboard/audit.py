@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 
 from markupsafe import Markup
 from nicegui import ui
@@ -68,12 +67,7 @@ def _entries(desk: Desk, offset: int) -> Markup:
     every = tuple(reversed(desk.read.entries()))
     heads: list[Heading] = [Column("Entry", number=True), "When", "Kind", Column("Details", long=True)]
     rows = [
-        (entry.sequence, at(entry.at), entry.kind, Markup("<code>{}</code>").format(_short(json.dumps(entry.body))))
-        for entry in page_of(every, offset, LIMIT)
+        (entry.sequence, at(entry.at), entry.kind, tables.said(entry.body)) for entry in page_of(every, offset, LIMIT)
     ]
     listed = tables.table(f"{len(every):,} entries, the newest first", heads, rows, empty="Nothing has happened yet.")
     return listed + tables.pages("/audit", offset, LIMIT, len(every))
-
-
-def _short(text: str, most: int = 400) -> str:
-    return text if len(text) <= most else f"{text[:most]} ..."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from fastapi import Request
 from markupsafe import Markup
@@ -75,13 +76,17 @@ def _listed(jobs: tuple[JobView, ...]) -> Markup:
         asked, decision = one.asked, one.asked.decision
         by = Markup("by {}, {}").format(decision.by, at(decision.at)) if decision else None
         name = tables.link(asked.job.name, "jobs", asked.job.digest)
-        rows.append((name, badge(asked.state), at(asked.asked), by, " ".join(one.words[:2]), one.cost))
+        rows.append((name, badge(asked.state), at(asked.asked), by, _lines(one.words[:2]), one.cost))
     empty = 'No job has waited for a person yet: a policy with approval = "each-job" makes them wait.'
     return tables.table("Jobs that a person is asked about", heads, rows, empty=empty)
 
 
+def _lines(lines: Sequence[str]) -> Markup:
+    return Markup("").join(Markup("<p>{}</p>").format(line) for line in lines)
+
+
 def _pieces(one: JobView) -> dict[str, Markup]:
-    lines = Markup("").join(Markup("<p>{}</p>").format(line) for line in (*one.words, one.cost))
+    lines = _lines((*one.words, one.cost))
     if one.refusal:
         lines += tables.note(f"The policy refuses it as it is, whoever approves: {one.refusal}", "warn")
     decision = one.asked.decision

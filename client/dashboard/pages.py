@@ -25,8 +25,8 @@ RELEASES = Markup(
     """<form class="form" method="get" action="/releases" role="search">
 <label class="field"><span>Find in run, kind, status or job</span>
 <input class="box" type="search" name="text" value="{}" maxlength="200"></label>
-<div><button class="button" type="submit">Find</button>
-<a class="button plain" href="/releases.csv">Download all as CSV</a></div></form>"""
+<div><button class="button" type="submit">Find</button></div>
+<div><a class="button plain" href="/releases.csv">Download all as CSV</a></div></form>"""
 )
 
 
@@ -148,8 +148,8 @@ def _left_out(read: SiteReadModel, views: tuple[CollectionView, ...], collection
         return found + Markup('<p class="soft">None: every file was indexed.</p>')
     for view in views:
         name = view.summary.collection
-        rows = [(words.count(count), reason) for reason, count in view.reasons.items()]
-        heads: list[Heading] = [Column("Files", number=True), Column("Reason", long=True)]
+        rows = [(reason, words.count(count)) for reason, count in view.reasons.items()]
+        heads: list[Heading] = [Column("Reason", long=True), Column("Files", number=True)]
         found += tables.table(f"{name}: why", heads, rows[:LIMIT], empty="None.")
         found += Markup("<p>{}</p>").format(tables.link(f"Show these files of {name}", "data", collection=name))
     wanted = next((view for view in views if view.summary.collection == collection), None)

@@ -64,7 +64,7 @@ def lines(title: str, x: str, y: str, drawn: Sequence[Line], *, limit: float | N
         )  # fmt: skip
     options = _frame(y, legend=[line.name for line in drawn]) | {
         "xAxis": _axis(x, type="value", minInterval=1, min="dataMin", max="dataMax"),
-        "yAxis": _axis("", scale=True) if limit is None else _axis("", min=0, max=_above(limit, drawn)),
+        "yAxis": _axis("", scale=True) if limit is None else _up_to(_above(limit, drawn)),
         "dataZoom": [{"type": "inside", "filterMode": "none"}],
         "series": series,
     }
@@ -80,7 +80,8 @@ def moments(title: str, y: str, drawn: Sequence[Line], *, limit: float | None = 
     ]
     rows = [(words.when(at), line.name, words.number(value)) for line in drawn for at, value in line.points]
     table = tables.table(title, ["When", "What", tables.Column(y, number=True)], rows, tall=True)
-    return Chart(title, chart.options | {"xAxis": _axis("", type="time"), "series": series}, table)
+    grid = chart.options["grid"] | {"right": 44}  # the last moment's label is centred below it
+    return Chart(title, chart.options | {"xAxis": _axis("", type="time"), "series": series, "grid": grid}, table)
 
 
 def bars(title: str, x: str, y: str, names: Sequence[object], parts: Mapping[str, Sequence[float | None]]) -> Chart:
@@ -168,7 +169,7 @@ def _frame(y: str, legend: Sequence[str]) -> dict[str, Any]:
         "legend": {
             "type": "scroll",
             "right": 0,
-            "left": 130,
+            "left": 88,
             "top": 0,
             "data": list(legend),
             "textStyle": {"color": GREY},
@@ -212,6 +213,12 @@ def _above(limit: float, drawn: Sequence[Line]) -> float:
     """The top of an axis on which the limit is seen, however little of it is used."""
     values = (value for line in drawn for _, value in line.points if value is not None and math.isfinite(value))
     return float(f"{1.1 * max(limit, 0.0, *values):.3g}")
+
+
+def _up_to(top: float) -> dict[str, Any]:
+    """An axis from 0 on; its end is not labelled, as that would stand upon the limit's own label."""
+    axis = _axis("", min=0, max=top)
+    return axis | {"axisLabel": axis["axisLabel"] | {"showMaxLabel": False}}
 
 
 def _limit(at: float) -> dict[str, Any]:

@@ -66,6 +66,14 @@ class Field:
                 f"const box = getHtmlElement({self._element.id}); if (box) box.value = {json.dumps(value)};"
             )
 
+    def suggest(self, names: Sequence[str]) -> None:
+        """Offer names to choose from; another may be typed all the same."""
+        with self.box:
+            listed = ui.element("datalist")
+        html_in(listed, _options(names, ""))
+        self._element.props["list"] = listed.html_id
+        self._element.update()
+
     def _changed(self, event: GenericEventArguments) -> object:
         if str(event.args) == self._value:
             return None

@@ -178,7 +178,7 @@ class Drawing:
     """A chart on the page, with its numbers as a table that can be opened."""
 
     def __init__(self, chart: Chart) -> None:
-        with ui.element("figure").style("margin: 0"):
+        with ui.element("figure").classes("drawing"):
             self._chart = ui.echart(chart.options, renderer="canvas" if chart.canvas else "svg")
             self._chart.classes(f"chart {chart.size}")
             self._chart.props["role"], self._chart.props["aria-label"] = "img", chart.title

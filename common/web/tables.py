@@ -5,6 +5,7 @@ Guarantees: every text is escaped; only `Markup`, which the functions of this pa
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -23,6 +24,10 @@ KINDS: Mapping[str, Kind] = {
     "refused": "bad", "denied": "bad", "failed": "bad", "rejected": "bad", "ERROR": "bad", "excluded": "bad",
 }  # fmt: skip
 """The colour of a word. The word itself is always shown: colour says nothing alone."""
+
+
+LONG = 140
+"""Characters from which a value of `said` is folded up."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,24 @@ def bar(part: float, whole: float, text: str, *, budget: bool = False) -> Markup
 def more(summary: str, content: object) -> Markup:
     """Return something that opens at a click."""
     return Markup("<details><summary>{}</summary>{}</details>").format(summary, content)
+
+
+def said(told: Mapping[str, object]) -> Markup:
+    """Return names with their values, as an audit log's entry has them; what is long opens at a click."""
+    parts = (
+        Markup("<span><b>{}</b>{}</span>").format(name.replace("_", " "), _said(value))
+        for name, value in told.items()
+        if value not in ("", None)
+    )
+    return Markup('<div class="said">{}</div>').format(Markup(" ").join(parts))
+
+
+def _said(value: object) -> Markup | str:
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        text = ", ".join(value)
+        return text if len(text) <= LONG else more(f"{len(value)} of them", text)
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= LONG else more(f"{len(text):,} characters", code(text))
 
 
 def code(text: str) -> Markup:

@@ -8,6 +8,8 @@ import math
 from markupsafe import Markup, escape
 
 NOTHING = "–"
+NO_BREAK = "\u00a0"
+"""A blank at which no line is broken."""
 
 
 def size(count: float | None) -> str:
@@ -53,10 +55,10 @@ def share(value: float | None) -> str:
 
 
 def interval(value: float, low: float | None, high: float | None) -> str:
-    """Return a number and its interval: "0.912 (0.880 to 0.944)"."""
+    """Return a number and its interval, in one line: "0.912 (0.880 to 0.944)"."""
     if low is None or high is None:
         return number(value)
-    return f"{number(value)} ({number(low)} to {number(high)})"
+    return f"{number(value)} ({number(low)} to {number(high)})".replace(" ", NO_BREAK)
 
 
 def moment(at: float | None) -> str:

@@ -60,7 +60,8 @@ def test_a_long_list_says_where_one_is_and_keeps_the_filter_from_page_to_page():
         (words.size(None), "–"),
         (words.seconds(0.0124), "12 ms"), (words.seconds(59.97), "1 min 0 s"), (words.seconds(7265), "2 h 1 min"),
         (words.seconds(math.nan), "–"), (words.number(math.inf), "–"), (words.share(0.5), "50%"),
-        (words.interval(0.9, 0.88, 0.92), "0.900 (0.880 to 0.920)"), (words.interval(0.9, None, 0.92), "0.900"),
+        (words.interval(0.9, 0.88, 0.92), "0.900 (0.880 to 0.920)".replace(" ", words.NO_BREAK)),
+        (words.interval(0.9, None, 0.92), "0.900"),
     ],
 )  # fmt: skip
 def test_numbers_are_shown_with_their_units_and_none_as_a_dash(shown, text):

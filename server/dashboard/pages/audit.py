@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from fastapi import Request
 from markupsafe import Markup
@@ -55,14 +54,5 @@ def _row(entry: Entry) -> Sequence[object]:
     at = datetime.datetime.fromisoformat(entry.at).timestamp()
     return (
         entry.sequence, words.when(at), entry.kind, entry.body.get("by"), entry.body.get("address"),
-        _said(rest),
+        tables.said(rest),
     )  # fmt: skip
-
-
-def _said(rest: Mapping[str, object]) -> Markup:
-    told = (
-        Markup("<span><b>{}</b>{}</span>").format(name, value if isinstance(value, str) else json.dumps(value))
-        for name, value in rest.items()
-        if value != ""
-    )
-    return Markup('<span class="said">{}</span>').format(Markup(" ").join(told))

@@ -69,15 +69,16 @@ def _table(views: Sequence[RunView]) -> Markup:
 
 def _chart(views: Sequence[RunView]) -> Piece:
     name = views[0].job.aggregation.criterion
-    drawn = [
+    every = (
         Line(
             view.line.name,
             [(one.model_round, one.metrics[name].value) for one in view.rounds
              if one.kind in ("train", "validation") and name in one.metrics],
         )
         for view in views
-    ]  # fmt: skip
-    if not any(line.points for line in drawn):
+    )  # fmt: skip
+    drawn = [line for line in every if line.points]
+    if not drawn:
         return Markup('<p class="soft">None of these runs has metrics yet.</p>')
     return charts.lines(f"Validation {name} of all sites", "model after round", name, drawn)
 
@@ -113,7 +114,7 @@ def _last(view: RunView, split: str, name: str) -> str | None:
 def _form(read: ReadModel, names: Sequence[str]) -> Markup:
     known = Markup("").join(Markup('<option value="{}">').format(line.name) for line in read.runs(limit=50).items)
     return Markup(
-        '<form class="form sheet" method="get" action="/compare"><label class="field" style="grid-column: span 2">'
+        '<form class="form sheet" method="get" action="/compare"><label class="field wide">'
         "<span>Runs, with blanks between them</span>"
         '<input class="box" name="runs" value="{}" list="known-runs"></label>'
         '<datalist id="known-runs">{}</datalist><div><button class="button" type="submit">Compare</button></div></form>'

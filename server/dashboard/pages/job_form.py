@@ -12,6 +12,7 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
 from common.job import AggregationSection, DataSection, PrivacySection, TrainingSection, key_table
+from common.release import METRICS
 from common.strategies import PARAMETERS
 
 Kind = Literal["text", "number", "list", "numbers", "ticks"]
@@ -22,12 +23,16 @@ MEANINGS = {key: meaning for key, _, meaning in key_table()}
 
 @dataclass(frozen=True)
 class Key:
-    """A key that the form has: its path in the file, its label, its kind, and between what one may choose."""
+    """A key that the form has: its path in the file, its label, its kind, and between what one may choose.
+
+    `table` names the table (of `names_in`) whose names are suggested: that of tasks or of networks.
+    """
 
     path: Path
     label: str
     kind: Kind = "text"
     options: tuple[str, ...] = ()
+    table: Literal["", "tasks", "networks"] = ""
 
     @property
     def name(self) -> str:
@@ -51,11 +56,12 @@ GROUPS: Mapping[str, tuple[Key, ...]] = {
         Key(("sites",), "Sites", "ticks"),
     ),
     "Data and network": (
+        Key(("task", "kind"), "Task", table="tasks"),
         Key(("data", "collection"), "Collection"),
         Key(("task", "labels"), "Labels, with commas", "list"),
         Key(("data", "size"), "Size in pixels, with commas", "numbers"),
         Key(("data", "augment"), "Augmentation", options=_choices(DataSection, "augment")),
-        Key(("network", "name"), "Network"),
+        Key(("network", "name"), "Network", table="networks"),
         Key(("seed",), "Seed", "number"),
     ),
     "Training at a site": (
@@ -69,7 +75,7 @@ GROUPS: Mapping[str, tuple[Key, ...]] = {
         Key(("aggregation", "rounds"), "Rounds", "number"),
         Key(("aggregation", "min_sites"), "Fewest sites in a round", "number"),
         Key(("aggregation", "deadline_seconds"), "Deadline of a round, in seconds", "number"),
-        Key(("aggregation", "criterion"), "Keep the best by"),
+        Key(("aggregation", "criterion"), "Keep the best by", options=tuple(METRICS)),
         Key(("aggregation", "weighting"), "An update counts by", options=_choices(AggregationSection, "weighting")),
     ),
     "Privacy": (
@@ -81,6 +87,17 @@ GROUPS: Mapping[str, tuple[Key, ...]] = {
     ),
 }
 KEYS = tuple(key for keys in GROUPS.values() for key in keys)
+
+
+def names_in(table: Literal["tasks", "networks"]) -> tuple[str, ...]:
+    """Return the names in the table of tasks or of networks. Imports torch."""
+    if table == "tasks":
+        from common.tasks.registry import TASKS
+
+        return tuple(TASKS)
+    from common.networks import NETWORKS
+
+    return tuple(NETWORKS)
 
 
 def first_text(sites: Sequence[str], collection: str) -> str:

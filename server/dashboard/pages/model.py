@@ -61,7 +61,7 @@ def pieces_of(read: ReadModel, number: int, other: int) -> Mapping[str, Piece]:
 
 
 def _decide(desk: Desk, person: Person, number: int) -> None:
-    with ui.element("div").classes("row-of"):
+    with ui.element("div").classes("row-of fields"):
         if not person.may("models"):
             html(Markup('<p class="soft">Fetching models and deciding on them needs the role "coordinator".</p>'))
             return
@@ -86,23 +86,27 @@ def _provenance(view: ModelView) -> Markup:
     line, run = view.line, view.run
     told = tables.facts(
         [
-            ("Stage", badge(line.stage)), ("Kind", f"{line.kind} of its run"),
+            ("Study", line.job_name), ("Stage", badge(line.stage)), ("Kind", f"{line.kind} of its run"),
             ("Run", tables.link(line.run, "runs", line.run)),
             ("Run's end", badge(run.line.status)), ("After round", f"{line.round} of {run.line.rounds}"),
             ("Sites", len(run.job.sites)), ("Network", run.job.network.name), ("Strategy", run.line.strategy),
             ("Ward Round", line.code_version), ("Made", words.when(line.created)), ("Size", words.size(line.bytes)),
         ]
     )  # fmt: skip
-    digests = tables.facts([("File's SHA-256", line.sha256), ("Job's digest", line.digest)], wide=True)
+    digests = tables.facts([("File's SHA-256", _code(line.sha256)), ("Job's digest", _code(line.digest))], wide=True)
     spends = [(spend.site, f"{spend.epsilon:.2f}", f"{spend.budget:g}", f"{spend.delta:g}") for spend in run.spends]
     heads: list[Heading] = [
         "Site",
         Column("Epsilon spent", number=True),
-        Column("of", number=True),
+        Column("Epsilon allowed", number=True),
         Column("Delta", number=True),
     ]
     private = tables.table("Privacy spent by its run", heads, spends, empty="No differential privacy was used.")
     return told + digests + private
+
+
+def _code(text: str) -> Markup:
+    return Markup("<code>{}</code>").format(text)
 
 
 def _results(view: ModelView) -> Markup:
@@ -131,7 +135,7 @@ def _beside(read: ReadModel, view: ModelView, other: int) -> Markup:
         if line.id != view.line.id
     )
     form = Markup(
-        '<form class="form" method="get"><label class="field"><span>Compare with model</span>'
+        '<form class="form" method="get"><label class="field wide"><span>Compare with model</span>'
         '<select class="box" name="other">{}</select></label>'
         '<div><button class="button plain" type="submit">Compare</button></div></form>'
     ).format(options or Markup('<option value="0">there is no other</option>'))

@@ -18,7 +18,7 @@ from common.web.forms import Field, Ticks, confirmed, html
 from common.web.frame import Drawing, Text, sheet
 from common.web.tables import Column, Heading
 from server.dashboard.pages.desk import Desk
-from server.dashboard.pages.job_form import GROUPS, Key, changed, first_text, items, values_of
+from server.dashboard.pages.job_form import GROUPS, KEYS, Key, changed, first_text, items, names_in, values_of
 from server.roles import Person
 
 PAUSE_SECONDS = 0.2
@@ -69,7 +69,15 @@ class Editor:
                     self._verdict = Text(Markup(""))
         with sheet("Privacy plan"):
             self._build_plan()
-        ui.timer(0.05, self._check, once=True)
+        ui.timer(0.05, self._begin, once=True)
+
+    async def _begin(self) -> None:
+        """What needs torch comes when the page is there."""
+        await self._check()
+        for key in KEYS:
+            field = self._fields[key.path]
+            if key.table and isinstance(field, Field):
+                field.suggest(await asyncio.to_thread(names_in, key.table))
 
     def _build_plan(self) -> None:
         html('<p class="soft">What the job would cost. Nothing is asked of a site and nothing is spent.</p>')
@@ -215,7 +223,7 @@ def _show_plan(plan: PrivacyPlan) -> None:
         html(tables.note(warning, "warn"))
     if not plan.sites:
         return
-    numbers = (f"{unit}s", "Rate", "Steps", "Noise", "Epsilon")
+    numbers = (f"{unit}s".capitalize(), "Rate", "Steps", "Noise", "Epsilon")
     heads: list[Heading] = ["Site", *(Column(name, number=True) for name in numbers), Column("Would refuse", long=True)]
     rows = [
         (

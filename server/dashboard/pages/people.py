@@ -46,6 +46,7 @@ def add(desk: Desk) -> None:
                 pieces.put("tokens")
             on_pick(box, lambda number: _end_token(desk, person, number))
             with sheet("Make a token for your scripts"):
+                html('<p class="soft"><a href="/api/v1/docs">What scripts can do by the API</a></p>')
                 _make_token(desk, person)
             with sheet("Your password and sessions"):
                 _password(desk, person)

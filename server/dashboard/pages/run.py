@@ -11,6 +11,7 @@ from nicegui import ui
 
 from common.errors import NotFoundError
 from common.once import Once
+from common.release import METRICS
 from common.web import charts, tables, words
 from common.web.charts import Chart, Line
 from common.web.forms import button, confirmed
@@ -21,8 +22,9 @@ from server.dashboard.pages.federation import participation
 from server.dashboard.pages.models import model_rows
 from server.readmodel import ReadModel
 from server.records import RESUMABLE, LogLine
+from server.report import undecided
 from server.roles import Person
-from server.views import RoundLine, RunView, SiteSpend, Turn
+from server.views import Interval, RoundLine, RunView, SiteSpend, Turn
 
 DRAWN_SITES = 12
 """Sites that a chart has a line for; with more, a band from the lowest to the highest stands for all."""
@@ -55,7 +57,8 @@ def add(desk: Desk) -> None:
                     with sheet(title):
                         pieces.put(part)
             for title, part in (
-                ("Rounds by sites", "map"), ("Rounds", "rounds"), ("By site", "sites"), ("Models", "models"),
+                ("Rounds by sites", "map"), ("Rounds", "rounds"), ("By site", "sites"), ("Every metric", "metrics"),
+                ("Models", "models"),
                 ("Log", "log"), ("Job", "job"),
             ):  # fmt: skip
                 with sheet(title):
@@ -89,6 +92,7 @@ def _drawn(view: RunView, whole: bool) -> Mapping[str, Piece]:
         "norms": _norms(trained),
         "map": _map(view, trained, whole),
         "sites": _sites(view),
+        "metrics": _metrics(view),
     }
 
 
@@ -152,12 +156,18 @@ def _going(view: RunView) -> Markup:
     progress = view.line.progress
     if not progress:
         return Markup("")
-    done = Markup(", ").join(Markup("{} {}").format(site, badge(word)) for site, word in progress["done"].items())
-    waiting = ", ".join(progress["waiting"]) or "nobody"
+    done = Markup(" ").join(Markup("{} {}").format(site, badge(word)) for site, word in progress["done"].items())
+    people = [f"a person at {site}, or its hours" for site in undecided(progress)]
+    waiting = ", ".join([*progress["waiting"], *people]) or "nobody"
     return Markup(
-        '<div class="sheet" aria-live="polite"><h2>Under way: {}, round {}</h2>'
-        "<p>Since {}. Awaited: {}.</p><p>{}</p></div>"
-    ).format(progress["kind"], progress["number"], words.when(progress["since"]), waiting, done)
+        '<div class="sheet" aria-live="polite"><h2>Under way: {}</h2><p>Since {}. Awaited: {}.</p><p>{}</p></div>'
+    ).format(_exchange(progress["kind"], progress["number"]), words.when(progress["since"]), waiting, done)
+
+
+def _exchange(kind: str, number: int) -> str:
+    if kind == "consent":
+        return "the sites are asked whether the job may run there"
+    return f"round {number}" if kind == "train" else f"{kind} of the model after round {number}"
 
 
 def _metric(view: RunView) -> Piece:
@@ -206,8 +216,8 @@ def _phases(trained: Sequence[RoundLine]) -> Piece:
     if not trained:
         return _nothing("No round yet.")
     parts: dict[str, list[float | None]] = {
-        "wait for absent sites": [one.phases.wait for one in trained],
-        "at the slowest site": [one.phases.train for one in trained],
+        "wait": [one.phases.wait for one in trained],
+        "slowest site": [one.phases.train for one in trained],
         "transfer": [one.phases.transfer for one in trained],
         "aggregate": [one.phases.aggregate for one in trained],
     }
@@ -278,7 +288,7 @@ def _round(one: RoundLine, name: str) -> Sequence[object]:
     good = sum(turn.status in ("aggregated", "trained", "evaluated", "agreed") for turn in one.turns)
     said = [one.reason, *one.warnings]
     return (
-        one.title, badge(one.status), words.interval(found.value, found.low, found.high) if found else None,
+        one.title, badge(one.status), _interval(found),
         f"{good} of {len(one.turns)}", words.share(one.share), words.seconds(one.seconds), words.when(one.started),
         "; ".join(text for text in said if text),
     )  # fmt: skip
@@ -300,7 +310,7 @@ def _sites(view: RunView) -> Markup:
                 site,
                 badge(turn.status) if turn else None,
                 words.count(turn.examples) if turn and turn.examples else None,
-                words.interval(found.value, found.low, found.high) if found else None,
+                _interval(found),
                 _of_budget(spend) if spend else None,
                 turn.reason if turn else None,
             )
@@ -314,6 +324,23 @@ def _sites(view: RunView) -> Markup:
         Column("Why", long=True),
     ]
     return tables.table("What each site last did and told", heads, rows)
+
+
+def _metrics(view: RunView) -> Markup:
+    """Every metric of all sites and of each, of the newest model that was judged on each split."""
+    newest = {one.kind if one.kind == "test" else "validation": one for one in view.rounds if one.metrics}
+    found = Markup("")
+    for split, one in newest.items():
+        names = [name for name in METRICS if name in one.metrics]
+        told = [("all sites", one.metrics), *((turn.site, turn.metrics) for turn in one.turns if turn.metrics)]
+        rows = [(site, *(_interval(metrics.get(name)) for name in names)) for site, metrics in told]
+        title = f"The model after round {one.model_round} on each site's {split} split, with 95 % intervals"
+        found += tables.table(title, ["Site", *(Column(name) for name in names)], rows, tall=True)
+    return found or _nothing("No metric yet. A site sends metrics only as its policy allows.")
+
+
+def _interval(found: Interval | None) -> str | None:
+    return words.interval(found.value, found.low, found.high) if found else None
 
 
 def _of_budget(spend: SiteSpend) -> Markup:
