@@ -210,6 +210,17 @@ def meaning_of(name: str) -> str | None:
     return f"{LABEL_FIELDS[place[0]]}, of the job's label {place[1]} (from 0)" if place else None
 
 
+def is_metric(name: str) -> bool:
+    """Whether `name` ("auc", or "auc.1" of a label) says how good a model is."""
+    return name in QUALITIES or _place_of(f"eval.{name}") is not None
+
+
+def metric_title(name: str, labels: Sequence[str]) -> str:
+    """Return a metric's name for people: for that of a label with the label's own name, of the job's `labels`."""
+    place = _place_of(f"eval.{name}")
+    return f"{place[0]} of {labels[place[1]]}" if place and place[1] < len(labels) else name
+
+
 def evaluation_of(basis: Basis, values: Mapping[str, Any]) -> Evaluation:
     """Return an evaluation of numbers by their names: `NAME`, or `NAME.K` for that of the K-th label."""
     labels: dict[int, dict[str, float]] = {}
@@ -229,13 +240,6 @@ def _place_of(name: str) -> tuple[str, int] | None:
     if found is None or found[1] not in LABEL_FIELDS or int(found[2]) >= MOST_LABELS:
         return None
     return found[1], int(found[2])
-
-METRICS: dict[str, str] = {
-    item.name: item.metadata["meaning"]
-    for item in fields(Evaluation)
-    if item.name not in {*NO_NUMBERS, "images", "patients", "seconds"} and not item.name.endswith(("_low", "_high"))
-}
-"""Every metric that says how good a model is, with its meaning: read off `Evaluation`."""
 
 
 def numbers_of(values: Mapping[str, object], bases: Mapping[str, object]) -> Numbers:

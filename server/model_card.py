@@ -10,11 +10,13 @@ from collections import Counter
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from common.release import QUALITIES, metric_title
 from server.views import Interval, ModelView
 
 
 def model_card(model: ModelView, federation: str) -> str:
     """Return the card in Markdown."""
+    named = {name for found in model.metrics.values() for name in found}
     turns = [turn for one in model.run.rounds for turn in one.turns]
     return _ENVIRONMENT.get_template("model_card.md.jinja").render(
         line=model.line,
@@ -25,7 +27,9 @@ def model_card(model: ModelView, federation: str) -> str:
         rounds=Counter(turn.site for turn in turns if turn.status == "aggregated"),
         metrics=model.metrics,
         judged_on=model.judged_on,
-        names=list(dict.fromkeys(name for found in model.metrics.values() for name in found)),
+        names=[name for name in QUALITIES if name in named],
+        by_label=sorted(named - set(QUALITIES)),
+        title=metric_title,
         silent=[site for site in model.run.job.sites if site not in model.metrics],
     )
 

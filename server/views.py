@@ -9,7 +9,7 @@ from statistics import NormalDist, median
 from typing import Any, Generic, Literal, TypeVar
 
 from common.job import Job
-from common.release import METRICS
+from common.release import is_metric
 from server.records import RoundRecord, SiteRound, Stage
 
 T = TypeVar("T")
@@ -300,8 +300,8 @@ def _turn(row: SiteRound, flag: str) -> Turn:
     numbers = row.metrics
     metrics = {
         name: Interval(numbers[f"eval.{name}"], numbers.get(f"eval.{name}_low"), numbers.get(f"eval.{name}_high"))
-        for name in METRICS
-        if f"eval.{name}" in numbers
+        for name in (one.removeprefix("eval.") for one in numbers if one.startswith("eval."))
+        if is_metric(name)
     }
     return Turn(
         row.site,

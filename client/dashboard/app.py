@@ -19,7 +19,7 @@ from client.dashboard.access import Gate, hosts_of, new_secret
 from client.dashboard.desk import Desk
 from client.dashboard.readmodel import SiteReadModel
 from client.releases import Release
-from common.errors import UsageError, WardroundError
+from common.errors import NotFoundError, UsageError, WardroundError
 from common.files import write_atomically
 from common.kit import Kit
 from common.web.frame import add_assets
@@ -111,6 +111,11 @@ def _add_files(app: FastAPI, read: SiteReadModel) -> None:
 
         return HTMLResponse(render(make_report(read.kit), "html"))
 
+    @app.get("/quality/{collection}")
+    def quality(collection: str) -> HTMLResponse:
+        """The quality report that the newest import of a collection left."""
+        return HTMLResponse(read.quality(collection))
+
     @app.exception_handler(WardroundError)
     def told(_: object, error: Exception) -> PlainTextResponse:
-        return PlainTextResponse(str(error), 503)
+        return PlainTextResponse(str(error), 404 if isinstance(error, NotFoundError) else 503)

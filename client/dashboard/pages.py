@@ -130,6 +130,9 @@ def _collection(view: CollectionView) -> Markup:
          *(words.count(split.labels.get(label, 0)) for label in labels))
         for name, split in one.splits.items()
     ]  # fmt: skip
+    quality = Markup('<a href="{}">Quality report of {}</a>, with pictures: for this hospital alone').format(
+        tables.path("quality", one.collection), one.collection
+    )
     shared = f"Shares patients, and so its budget, with {', '.join(view.sharing)}." if view.sharing else ""
     modalities = ", ".join(f"{name or 'none'} {count:,}" for name, count in one.modalities.items())
     told = tables.facts(
@@ -137,8 +140,8 @@ def _collection(view: CollectionView) -> Markup:
          ("Files", words.count(one.files)),
          ("Left out", words.count(one.refused)), ("Modalities", modalities)]
     )  # fmt: skip
-    return Markup("<h2>{}</h2>{}<p></p>{}<p class='soft'>{}</p>").format(
-        one.collection, told, tables.table(f"{one.collection} by split", heads, rows), shared
+    return Markup("<h2>{}</h2>{}<p></p>{}<p class='soft'>{}</p><p>{}</p>").format(
+        one.collection, told, tables.table(f"{one.collection} by split", heads, rows), shared, quality
     )
 
 

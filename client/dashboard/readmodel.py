@@ -16,13 +16,14 @@ from certs.checks import kit_warnings
 from client.approvals import AskedJob, asked_jobs
 from client.budget import Budget, budgets
 from client.catalog import CATALOG_FILE, Catalog, Summary
+from client.intake.report import newest_page
 from client.policy import FILE_NAME, Policy, check_job, read_policy
 from client.privacy.ledger import LEDGER_FILE, Ledger
 from client.record import LOG_FILE, site_log
 from client.releases import KIND, Release, release_of
 from client.summary import in_plain_words
 from common.audit import Entry
-from common.errors import WardroundError
+from common.errors import NotFoundError, WardroundError
 from common.kit import Kit
 
 T = TypeVar("T")
@@ -132,6 +133,14 @@ class SiteReadModel:
     def refused(self, collection: str, *, offset: int, limit: int) -> list[tuple[str, str]]:
         """Return files that were left out, with the reasons."""
         return Catalog(self.kit.folder / CATALOG_FILE).refused(collection, offset=offset, limit=limit)
+
+    def quality(self, collection: str) -> str:
+        """Return the newest quality report of a collection, as HTML. Raises NotFoundError when there is none."""
+        known = collection in Catalog(self.kit.folder / CATALOG_FILE).collections()
+        page = newest_page(self.kit.folder, collection) if known else None
+        if page is None:
+            raise NotFoundError(f'"{collection}" has no quality report: import it again, and one is made')
+        return page.read_text(encoding="utf-8")
 
     def jobs(self) -> tuple[JobView, ...]:
         """Return the jobs that people were asked about: those that wait first, then the newest."""

@@ -143,6 +143,13 @@ def test_counts_are_the_catalogs_and_no_pseudonym_is_told(kit):
     assert sum(chest.reasons.values()) == chest.summary.refused
 
 
+def test_each_collection_has_its_quality_report_and_nothing_else_of_the_kit_can_be_read(browser, secret):
+    browser.get(f"/?token={secret}")
+    assert "Quality of “chest”" in browser.get("/quality/chest").text
+    for other in ("none", "..%2Fkit.toml", "%2e%2e"):
+        assert browser.get(f"/quality/{other}").status_code == 404
+
+
 def test_a_damaged_audit_log_is_one_line_and_no_traceback(served, browser, secret):
     note_policy(site_log(served.folder), served.folder)
     (served.folder / "audit.jsonl").write_bytes(b"{}\n")

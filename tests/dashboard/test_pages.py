@@ -137,6 +137,19 @@ def test_a_run_with_everything_that_can_go_wrong_is_shown(ward, read):
     assert "no-such-run" in text
 
 
+def test_metrics_of_a_label_are_shown_by_the_labels_own_name(ward, read):
+    job = job_of()
+    name = ward.registry.submit(job, model_of())
+    metrics = {"eval.dice": 0.8, "eval.dice_low": 0.7, "eval.dice_high": 0.9, "eval.dice.1": 0.61, "eval.images": 9}
+    rows = (SiteRound("north", "aggregated", metrics=metrics),)
+    ward.registry.recorder(name).commit(RoundRecord("train", 1, 1, "aggregated", rows, started=1.0), None, None)
+    text = str(run.pieces_of(read, name, Once(9), whole=True, offset=0, diff="")["metrics"])
+    for said in ("all sites", "north", "0.800", "dice of " + job.task.labels[1], "0.610"):
+        assert said in text
+    assert "images" not in text
+    ward.registry.stop(name)
+
+
 def test_a_model_is_shown_with_where_it_comes_from_and_beside_another(ward, read):
     by_kind = {line.kind: line.id for line in read.run(ward.run).models}
     one, other = by_kind["last"], by_kind["best"]

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from nicegui import ui
 
 from common.errors import UsageError
+from common.release import QUALITIES
 from common.web import charts, tables, words
 from common.web.charts import Line
 from common.web.forms import html
@@ -48,7 +49,8 @@ def pieces_of(read: ReadModel, names: Sequence[str]) -> Mapping[str, Piece]:
 
 
 def _table(views: Sequence[RunView]) -> Markup:
-    metrics = list(dict.fromkeys(name for view in views for one in view.rounds for name in one.metrics))
+    named = {name: None for view in views for one in view.rounds for name in one.metrics}
+    metrics = [name for name in QUALITIES if name in named]  # a label's own are on the runs' pages
     rows: list[Sequence[object]] = [
         ("Status", *(badge(view.line.status) for view in views)),
         ("Rounds", *(f"{view.line.done} of {view.line.rounds}" for view in views)),

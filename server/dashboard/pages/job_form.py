@@ -12,7 +12,7 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
 from common.job import AggregationSection, DataSection, PrivacySection, TrainingSection, key_table
-from common.release import METRICS
+from common.release import QUALITIES
 from common.strategies import PARAMETERS
 
 Kind = Literal["text", "number", "list", "numbers", "ticks"]
@@ -75,7 +75,7 @@ GROUPS: Mapping[str, tuple[Key, ...]] = {
         Key(("aggregation", "rounds"), "Rounds", "number"),
         Key(("aggregation", "min_sites"), "Fewest sites in a round", "number"),
         Key(("aggregation", "deadline_seconds"), "Deadline of a round, in seconds", "number"),
-        Key(("aggregation", "criterion"), "Keep the best by", options=tuple(METRICS)),
+        Key(("aggregation", "criterion"), "Keep the best by", options=QUALITIES),
         Key(("aggregation", "weighting"), "An update counts by", options=_choices(AggregationSection, "weighting")),
     ),
     "Privacy": (

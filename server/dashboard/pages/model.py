@@ -16,6 +16,7 @@ from common.web.forms import Field, button, confirmed, html
 from common.web.frame import Piece, follow, sheet
 from common.web.tables import Column, Heading, badge
 from server.dashboard.pages.desk import PATIENCE, Desk
+from server.dashboard.pages.results import results
 from server.readmodel import ReadModel
 from server.records import Stage
 from server.roles import Person
@@ -112,10 +113,7 @@ def _code(text: str) -> Markup:
 def _results(view: ModelView) -> Markup:
     if not view.metrics:
         return Markup('<p class="soft">It was not evaluated: no site let metrics leave, or the run ended before.</p>')
-    names = list(dict.fromkeys(name for found in view.metrics.values() for name in found))
-    rows = [(site or "all sites", *(_shown(found.get(name)) for name in names)) for site, found in view.metrics.items()]
-    heads: list[Heading] = ["Site", *(Column(name) for name in names)]
-    return tables.table(f"On the {view.judged_on} split of each site, with 95 % intervals", heads, rows)
+    return results(view.judged_on, "This model", view.metrics, view.run.job.task.labels)
 
 
 def _stages(line: ModelLine) -> Markup:

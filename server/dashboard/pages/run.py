@@ -11,7 +11,6 @@ from nicegui import ui
 
 from common.errors import NotFoundError
 from common.once import Once
-from common.release import METRICS
 from common.web import charts, tables, words
 from common.web.charts import Chart, Line
 from common.web.forms import button, confirmed
@@ -20,6 +19,7 @@ from common.web.tables import Column, Heading, badge
 from server.dashboard.pages.desk import PATIENCE, Desk
 from server.dashboard.pages.federation import participation
 from server.dashboard.pages.models import model_rows
+from server.dashboard.pages.results import results
 from server.readmodel import ReadModel
 from server.records import RESUMABLE, LogLine
 from server.report import undecided
@@ -331,11 +331,8 @@ def _metrics(view: RunView) -> Markup:
     newest = {one.kind if one.kind == "test" else "validation": one for one in view.rounds if one.metrics}
     found = Markup("")
     for split, one in newest.items():
-        names = [name for name in METRICS if name in one.metrics]
-        told = [("all sites", one.metrics), *((turn.site, turn.metrics) for turn in one.turns if turn.metrics)]
-        rows = [(site, *(_interval(metrics.get(name)) for name in names)) for site, metrics in told]
-        title = f"The model after round {one.model_round} on each site's {split} split, with 95 % intervals"
-        found += tables.table(title, ["Site", *(Column(name) for name in names)], rows, tall=True)
+        told = {"": one.metrics} | {turn.site: turn.metrics for turn in one.turns if turn.metrics}
+        found += results(split, f"The model after round {one.model_round}", told, view.job.task.labels)
     return found or _nothing("No metric yet. A site sends metrics only as its policy allows.")
 
 
