@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says nothing on a machine that does other work too.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 # Before torch is imported: on two cores, threads that wait for each other cost small tests more than they bring.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

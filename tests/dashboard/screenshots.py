@@ -3,7 +3,7 @@
 Run by hand: python tests/dashboard/screenshots.py --demo FOLDER [--out server/docs/dashboard] [--only NAME ...]
 FOLDER is what `wardround demo --keep FOLDER` left; without one there the demo is run first. Then its coordinator, its
 sites and the first hospital's page run again, that hospital asks a person before it takes part, and a second run is
-asked for. Needs Debian's chromium. Pictures have 128 colours, so that all of them together stay small.
+asked for. Needs Debian's chromium. Pictures have 64 colours, so that all of them together stay small.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from playwright.sync_api import Browser, Page
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
-from live_federation import PASSWORD, Living, answers, chromium, enter, start_coordinator, until  # noqa: E402
+from live_federation import PASSWORD, PATIENCE, Living, answers, chromium, enter, start_coordinator, until  # noqa: E402
 
 from client.policy import FILE_NAME, change_policy  # noqa: E402
 from server.people import People  # noqa: E402
 from simulations.federation import LocalFederation, free_port  # noqa: E402
 from simulations.processes import Crew, wardround_command  # noqa: E402
 
-WIDTH, HEIGHT, TALLEST, COLOURS = 1280, 800, 2400, 128
+WIDTH, HEIGHT, TALLEST, COLOURS = 1280, 800, 1800, 64
 PEOPLE = {"anna": ("admin", "Anna Berg"), "cora": ("coordinator", "Cora Lind"), "vera": ("viewer", "Vera Holm")}
 SECOND = "chest-second-reading"
 
@@ -71,23 +71,39 @@ def alive(federation: LocalFederation) -> Iterator[Living]:
 
 def second_run(federation: LocalFederation) -> str:
     """Ask for another run, which waits for a person, unless one does already; return its name."""
-    listed = [run for run in federation.registry.list_runs() if run.status in ("queued", "running")]
-    if listed:
-        return listed[0].name
+    asked = [run for run in federation.registry.list_runs() if run.job_name == SECOND]
+    if asked and asked[0].status in ("queued", "running"):
+        return asked[0].name
+    if asked:
+        return run(federation, "--resume", asked[0].name)
     table = tomlkit.parse(federation.job.read_text())
     table["name"], table["description"] = SECOND, "the same images at a sixth of the budget"
     table["aggregation"]["rounds"], table["privacy"]["epsilon"] = 60, 1.5
     job = federation.folder / "second.toml"
     job.write_text(tomlkit.dumps(table))
-    command = [*wardround_command(), "run", str(job), "--kit", str(federation.coordinator_kit)]
+    return run(federation, str(job))
+
+
+def run(federation: LocalFederation, *words: str) -> str:
+    """Ask for a run; return its name."""
+    command = [*wardround_command(), "run", *words, "--kit", str(federation.coordinator_kit)]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def shoot(page: Page, out: Path, name: str) -> None:
-    """Write a picture of the whole page, once what it shows has come."""
+    """Write a picture of the whole page in each theme, once what it shows has come."""
     page.get_by_role("heading", level=1).first.wait_for()
-    page.locator("[aria-busy=true]").first.wait_for(state="detached", timeout=60_000)
-    page.wait_for_timeout(800)  # charts and fonts
+    page.locator("[aria-busy=true]").first.wait_for(state="detached")
+    page.wait_for_timeout(1500)  # charts and fonts
+    draw(page, out, f"{name}-light")
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function("document.documentElement.dataset.theme === 'dark'")
+    draw(page, out, f"{name}-dark")
+    page.emulate_media(color_scheme="light")
+
+
+def draw(page: Page, out: Path, name: str) -> None:
+    """Write a picture of the whole page as it is."""
     drawn = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
     drawn = drawn.crop((0, 0, drawn.width, min(drawn.height, TALLEST)))
     file = out / f"{name}.png"
@@ -95,17 +111,16 @@ def shoot(page: Page, out: Path, name: str) -> None:
     print(f"{file}  {drawn.width} x {drawn.height}  {file.stat().st_size / 1000:.0f} kB", flush=True)
 
 
-def signed_in(browser: Browser, alive: Living, out: Path, theme: str, wanted: list[str]) -> Page:
+def signed_in(browser: Browser, alive: Living, out: Path, wanted: list[str]) -> Page:
     """Return a window in which the admin has signed in; the sign-in page is shot on the way."""
-    scheme = "dark" if theme == "dark" else "light"
     context = browser.new_context(
-        ignore_https_errors=True, viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=scheme
+        ignore_https_errors=True, viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light"
     )
     page = context.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(1000 * PATIENCE)
     page.goto(alive.url)
     if not wanted or "sign-in" in wanted:
-        shoot(page, out, f"sign-in-{theme}")
+        shoot(page, out, "sign-in")
     enter(page, "anna", PASSWORD)
     page.get_by_role("heading", name="Federation", level=1).wait_for()
     return page
@@ -121,35 +136,34 @@ def planned(page: Page) -> None:
 
 
 def shoot_all(alive: Living, browser: Browser, out: Path, wanted: list[str]) -> None:
-    """Shoot every page in both themes."""
+    """Shoot every page."""
     first = next(run.name for run in reversed(alive.federation.registry.list_runs()) if run.status == "completed")
     second = second_run(alive.federation)
-    for theme in ("light", "dark"):
-        page = signed_in(browser, alive, out, theme, wanted)
-        page.goto(f"{alive.url}/models")
-        model = page.get_by_role("link", name=", best").first.get_attribute("href")
-        pages = {
-            "federation": "/", "runs": "/runs", "run": f"/runs/{first}", "run-waiting": f"/runs/{second}",
-            "compare": f"/compare?runs={first}&runs={second}", "new-job": "/new", "models": "/models",
-            "model": str(model), "people": "/people", "audit": "/audit", "api": "/api/v1/docs",
-        }  # fmt: skip
-        for name, path in pages.items():
-            if not wanted or name in wanted:
-                page.goto(alive.url + path)
-                if name == "new-job":
-                    planned(page)
-                shoot(page, out, f"{name}-{theme}")
-        hospital = alive.link.split("/?")[0]
-        page.goto(alive.link)
-        own = {f"hospital-{name}": f"/{name}" for name in ("data", "jobs", "budget", "releases", "audit", "policy")}
-        for name, path in {"hospital": "/", **own, "hospital-job": "/jobs"}.items():
-            if not wanted or name in wanted:
-                page.goto(hospital + path)
-                if name == "hospital-job":
-                    page.get_by_role("link", name=SECOND).first.click()
-                    page.get_by_role("heading", name="Decide").wait_for()
-                shoot(page, out, f"{name}-{theme}")
-        page.context.close()
+    page = signed_in(browser, alive, out, wanted)
+    page.goto(f"{alive.url}/models")
+    model = page.get_by_role("link", name=", best").first.get_attribute("href")
+    pages = {
+        "federation": "/", "runs": "/runs", "run": f"/runs/{first}", "compare": f"/compare?runs={first}&runs={second}",
+        "new-job": "/new", "models": "/models", "model": str(model), "people": "/people", "audit": "/audit",
+        "api": "/api/v1/docs",
+    }  # fmt: skip
+    for name, path in pages.items():
+        if not wanted or name in wanted:
+            page.goto(alive.url + path)
+            if name == "new-job":
+                planned(page)
+            shoot(page, out, name)
+    hospital = alive.link.split("/?")[0]
+    page.goto(alive.link)
+    own = {f"hospital-{name}": f"/{name}" for name in ("data", "jobs", "budget", "releases", "audit", "policy")}
+    for name, path in {"hospital": "/", **own, "hospital-job": "/jobs"}.items():
+        if not wanted or name in wanted:
+            page.goto(hospital + path)
+            if name == "hospital-job":
+                page.get_by_role("link", name=SECOND).first.click()
+                page.get_by_role("heading", name="Decide").wait_for()
+            shoot(page, out, name)
+    page.context.close()
 
 
 def main() -> None:
