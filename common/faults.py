@@ -10,6 +10,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 Location = tuple[int | str, ...]
+LONGEST = 200
+"""Most letters of a wrong value that are shown: a whole table may stand where a number should."""
 
 
 def explain(error: ValidationError, model: type[BaseModel], source: str, text: str = "") -> str:
@@ -28,7 +30,7 @@ def explain_parameter(error: ValidationError, owner: str, kind: type[BaseModel])
     fault = error.errors()[0]
     name = ".".join(str(part) for part in fault["loc"])
     if fault["type"] != "extra_forbidden":
-        return f'"parameters.{name}": {fault["msg"].lower()}, got {fault["input"]!r} ({known.get(name, "")})'
+        return f'"parameters.{name}": {fault["msg"].lower()}, got {_shown(fault["input"])} ({known.get(name, "")})'
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
     hint = f'did you mean "{near[0]}" ({known[near[0]]})?' if near else f"it has {', '.join(known) or 'none'}"
     return f'"parameters.{name}": {owner} has no such parameter: {hint}'
@@ -60,8 +62,13 @@ def _explain_one(fault: ErrorDetails, meanings: dict[str, str]) -> str:
         return f'"{key}" is missing: {meaning or "this table is needed"}'
     problem = fault["msg"].removeprefix("Value error, ")
     subject = f'"{key}": ' if key else ""
-    given = "" if fault["type"] == "value_error" else f", got {fault['input']!r}"
+    given = "" if fault["type"] == "value_error" else f", got {_shown(fault['input'])}"
     return f"{subject}{problem[0].lower()}{problem[1:]}{given}{f' ({meaning})' if meaning else ''}"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def _key_of(fault: ErrorDetails) -> str:

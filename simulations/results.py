@@ -9,10 +9,12 @@ OUT/rounds.csv, .parquet     a row for each run and round: bytes, seconds, sites
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import save
 
-from common.errors import DataError
+from common.errors import DataError, UsageError
 from common.files import write_atomically
 from simulations.arms import Cell
 from simulations.judge import Row
 from simulations.trial import Outcome, Round
 
-RUNS, RESULT, MODEL = "runs", "result.json", "model.safetensors"
+RUNS, RESULT, MODEL, LOCK = "runs", "result.json", "model.safetensors", ".lock"
 Table = list[dict[str, Any]]
 
 
@@ -60,6 +62,22 @@ class Store:
     def __init__(self, folder: Path) -> None:
         """Take the folder of all results; it need not be there."""
         self.folder = folder
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep others out: two at the same run would tidy away each other's files. Ends with the process at the latest.
+
+        Raises UsageError when another is at work there.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / LOCK).open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UsageError(
+                    f"{self.folder}: another `wardround simulate` is at work there: wait for it, or name another --out"
+                ) from error
+            yield
 
     def place(self, digest: str) -> Path:
         """Return the folder of a run, made if need be."""

@@ -55,7 +55,13 @@ def sweep(file: ScenarioFile, out: Path, settings: Settings, console: Console, o
     if name in (RUNS, CATALOGS):
         raise UsageError(f'{file.where("name")}: a scenario can\'t be called "{name}": that folder is for other things')
     wanted = {cell.title for cell in expand(file, only)}
-    store, preparation = Store(out), Preparation(file, out)
+    store = Store(out)
+    with store.alone():
+        return _sweep(file, store, wanted, settings, console)
+
+
+def _sweep(file: ScenarioFile, store: Store, wanted: set[str], settings: Settings, console: Console) -> Swept:
+    preparation = Preparation(file, store.folder)
     with console.status("reading data and checking every run"):
         planned = [_planned(preparation, cell) for cell in expand(file)]
     done = {digest: found for _, digest, _ in planned if (found := store.find(digest)) is not None}
@@ -70,7 +76,7 @@ def sweep(file: ScenarioFile, out: Path, settings: Settings, console: Console, o
     except KeyboardInterrupt:
         interrupted = True
     results = tuple(Result(cell, digest, done[digest]) for cell, digest, _ in planned if digest in done)
-    folder = out / name
+    folder = store.folder / file.scenario.name
     lines = write_results(folder, file, results) if results else []
     return Swept(results, tuple(lines), len(planned), ran, interrupted, folder)
 

@@ -114,5 +114,11 @@ def test_text_that_is_no_toml_and_a_file_that_is_not_there_are_refused_in_one_li
         assert "\n" not in str(refusal.value)
 
 
+def test_a_long_wrong_value_is_not_said_back_whole():
+    with pytest.raises(JobError, match=r"training\.batch_size.*got 'xxx") as told:
+        parse_job(f'{SMALLEST}\n[training]\nbatch_size = "{"x" * 5000}"\n')
+    assert len(str(told.value)) < 500
+
+
 def test_every_key_has_a_line_of_meaning():
     assert all(meaning for meaning in describe_keys().values())

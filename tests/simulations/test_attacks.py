@@ -167,7 +167,9 @@ def test_membership_is_inferred_from_an_overfitted_model_and_not_from_a_private_
         random = np.random.default_rng(0)  # nothing can be learnt from these labels but by heart
         labels = tuple(random.permutation(np.array(cases.labels)))
         cases = type(cases)(cases.images, labels, cases.patients)
-        results.append(attack_membership(cases, found, models=6, rounds=rounds, confidence=0.95, device=CPU, seed=0))
+        results.append(
+            attack_membership(cases, found, models=6, rounds=rounds, confidence=CONFIDENCE, device=CPU, seed=0)
+        )
     opened, private = results
     assert opened.auc > 0.62
     assert private.auc < 0.6

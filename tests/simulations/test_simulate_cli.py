@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from common.cli import main
+from simulations.results import Store
 
 SMALL = """\
 name = "small"
@@ -167,6 +168,14 @@ def test_stopping_keeps_what_is_done_and_the_same_command_goes_on(place, capsys)
     assert (place / "results" / "small" / "report.html").exists()
     _, out, _ = wardround(capsys, "small.toml", "--only", "FedAvg", "--json")
     assert json.loads(out)["ran"] == 4 - done
+
+
+def test_two_at_once_in_the_same_folder_do_not_disturb_each_other(place, capsys):
+    with Store(place / "results").alone():
+        code, _, err = wardround(capsys, "small.toml")
+    assert (code, len(err.strip().splitlines())) == (2, 1)
+    assert "another `wardround simulate` is at work there" in err
+    assert not (place / "results" / "runs").exists()
 
 
 def test_shipped_scenarios_are_listed_each_with_what_comes_out(capsys):
