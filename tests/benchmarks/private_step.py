@@ -39,12 +39,13 @@ STEPS = (
     ("resnet18", (32, 32, 32), 8),
 )
 MAPS = (
-    *(
-        (name, size, images)
-        for name in ("unet", "basic-unet", "segresnet", "dynunet", "attention-unet")
-        for size, images in (((64, 64), 8), ((32, 32, 32), 4))
-    ),
+    ("unet", (64, 64), 8),
+    ("basic-unet", (64, 64), 8),
+    ("segresnet", (64, 64), 8),
+    ("dynunet", (64, 64), 8),
+    ("attention-unet", (64, 64), 8),
     ("swin-unetr", (64, 64), 4),
+    ("unet", (32, 32, 32), 4),
 )
 """The same for networks that give a map: segmentation."""
 """Network, size of an image, images in memory at once."""
