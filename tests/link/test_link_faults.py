@@ -105,11 +105,12 @@ def test_an_answer_to_a_run_that_has_ended_does_not_disturb_the_site(federation,
         with link.open_run("first", ["north"]) as run:
             ask.push(run, "north")
             site.says("asked")
+        before = site.said().count("connected")  # more than one on a machine that has much else to do
         late.touch()
         site.says("no longer waits")
         with link.open_run("second", ["north"]) as run:
             assert not ask.pull(run, ask.push(run, "north")["north"]).has_error()
-    assert site.said().count("connected") == 1
+    assert site.said().count("connected") == before
 
 
 def test_a_message_that_is_lost_on_its_way_to_the_site_is_not_awaited_for_ever(federation, ask, monkeypatch):

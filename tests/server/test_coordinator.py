@@ -30,7 +30,7 @@ WARDROUND = [sys.executable, "-c", "from common.cli import main; main()"]
 SITES = {"north": (2400, 1.0), "south": (700, -1.0), "west": (400, 3.0)}
 
 
-def wait_until(what: Callable[[], object], seconds: float = 240.0) -> None:
+def wait_until(what: Callable[[], object], seconds: float = 600.0) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, "it did not happen in time"
