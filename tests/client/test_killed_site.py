@@ -31,7 +31,7 @@ from common.networks import initial_model
 from common.update import Request, decode_answer, encode_request
 
 KILLS = int(os.environ.get("WARDROUND_KILLS", "25"))
-ROUNDS = 20 * KILLS + 100  # more than any machine gets through between the kills
+ROUNDS = 10 * KILLS + 100  # more than any machine gets through between the kills
 JOB = parse_job(f"""
 name = "j"
 sites = ["north"]
