@@ -51,4 +51,8 @@ def _statistics(job: Job) -> list[str]:
 def _form(job: Job) -> str:
     if job.data.table:
         return f"a table: of each row {', '.join(job.data.features)}"
+    if job.data.bagged:
+        images, *size = job.data.size
+        what = f"tiles of {job.data.mpp:g} micrometres a pixel" if job.data.bag == "slide" else "images"
+        return f"of each {job.data.bag} up to {images} {what}, {' x '.join(map(str, size))} pixels"
     return f"{' x '.join(map(str, job.data.size))} pixels"

@@ -137,8 +137,8 @@ class DataSection(Section):
     def _size_is_that_of_images(self) -> DataSection:
         if self.bagged and (self.table or len(self.size) != 3):
             raise ValueError("a bag needs a size of three numbers, [images, rows, columns], and no features")
-        if self.bagged and self.spacing:
-            raise ValueError("a bag has no spacing: leave it out; tiles of slides have mpp")
+        if self.bagged and (self.spacing or self.patch):
+            raise ValueError("a bag has neither spacing nor patch: leave them out; tiles of slides have mpp")
         if min(self.size[1:] if self.bagged else self.size) < SMALLEST:
             raise ValueError(f"size: an image has at least {SMALLEST} pixels along each axis")
         return self

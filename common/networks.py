@@ -346,7 +346,7 @@ def _check_shape(job: Job, architecture: Architecture, task: Task) -> None:
         return
     if len(found) != len(wanted):
         gives = "map" if len(wanted) > 2 else "values"
-        fit = ", ".join(name for name, one in NETWORKS.items() if one.gives == gives and not one.table)
+        fit = ", ".join(name for name, one in NETWORKS.items() if one.gives == gives and not one.table and not one.bag)
         raise JobError(f'"network.name": {name} is not for {job.task.kind}: choose one of {fit}')
     raise JobError(
         f'"network.parameters": {name} gives {list(found[1:])} for an input of {list(seen)}, and {job.task.kind} needs '

@@ -13,6 +13,7 @@ from client.evaluation import Split, evaluate
 from client.privacy.choice import Workload, is_right
 from client.privacy.clipping import Sample, plain
 from client.privacy.engines import ENGINES
+from client.summary import in_plain_words
 from client.training import Mechanism, train_round
 from common.errors import JobError
 from common.job import Job, parse_job
@@ -127,3 +128,8 @@ def test_a_private_step_of_a_patients_bags_is_taken():
     assert result.steps >= 1
     assert math.isfinite(result.loss)
     assert all(not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+
+
+def test_the_steward_reads_what_a_bag_is():
+    assert "of each slide up to 5 tiles of 0.5 micrometres a pixel, 16 x 16 pixels" in " ".join(in_plain_words(job()))
+    assert "of each study up to 5 images, 16 x 16 pixels" in " ".join(in_plain_words(job(bag="study")))
