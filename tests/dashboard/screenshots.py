@@ -24,7 +24,7 @@ from playwright.sync_api import Browser, Page
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
-from live_federation import PASSWORD, PATIENCE, Living, answers, chromium, enter, start_coordinator, until  # noqa: E402
+from live_federation import PASSWORD, PATIENCE, Living, answers, chromium, enter, until  # noqa: E402
 
 from client.policy import FILE_NAME, change_policy  # noqa: E402
 from server.people import People  # noqa: E402
@@ -58,7 +58,10 @@ def alive(federation: LocalFederation) -> Iterator[Living]:
     url, port, link = f"https://127.0.0.1:{free_port()}", free_port(), federation.folder / "link"
     link.unlink(missing_ok=True)
     with Crew(federation.logs, federation.environment | {"OMP_NUM_THREADS": "1"}) as crew:
-        coordinator = start_coordinator(crew, federation, url)
+        command = ["coordinator", "start", str(federation.coordinator_kit), "--listen", federation.address]
+        coordinator = crew.start("coordinator", [*wardround_command(), *command, "--no-dashboard"])
+        command = ["dashboard", str(federation.coordinator_kit), "--listen", url.removeprefix("https://")]
+        crew.start("dashboard", [*wardround_command(), *command])
         for site in federation.sites:
             crew.start(f"site {site}", [*wardround_command(), "site", "start", str(federation.site_kit(site))])
         page = ["site", "dashboard", "--kit", str(asking), "--listen", f"127.0.0.1:{port}", "--link-file", str(link)]
