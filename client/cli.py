@@ -168,6 +168,9 @@ def import_(
     key: KeyOption = None,
     user: UserOption = None,
     secret_file: SecretFileOption = None,
+    workers: Annotated[
+        int, typer.Option(help="Processes that read files (0: as many as are worthwhile, at most 8).")
+    ] = 0,
     kit: KitOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -204,6 +207,7 @@ def import_(
         structures=tuple(_pair(text) for text in structure or ()),
         instances=instances,
         seed=seed,
+        workers=workers,
     )
     if folder is None:
         from client.pacs.query import Query

@@ -179,7 +179,25 @@ def _stored_frames_at_once(path: Path) -> Iterator[npt.NDArray[Any]]:
 
 
 def _shown(stored: npt.NDArray[Any], frame: Dataset) -> Pixels:
-    """One decoded frame as it is meant to be seen, in [0, 1]."""
+    """One decoded frame as it is meant to be seen, in [0, 1].
+
+    With a window each value is shown by itself: where there are fewer values than pixels, each is worked out once.
+    """
+    if stored.ndim == 2 and stored.dtype.kind in "iu" and _by_value(frame):
+        low, high = int(stored.min()), int(stored.max())
+        if high - low + 1 < stored.size // 2:
+            ramp = np.arange(low, high + 1, dtype=np.int64).astype(stored.dtype)[np.newaxis]
+            return np.asarray(_worked_out(ramp, frame)[0][stored.astype(np.int64) - low])
+    return _worked_out(stored, frame)
+
+
+def _by_value(frame: Dataset) -> bool:
+    """Whether a pixel's shown value follows from its stored one alone: not so for percentiles of the image."""
+    windowed = bool(frame.get("VOILUTSequence")) or window_of(frame) is not None
+    return windowed and _text(frame, "PhotometricInterpretation") != "PALETTE COLOR"
+
+
+def _worked_out(stored: npt.NDArray[Any], frame: Dataset) -> Pixels:
     if _text(frame, "PhotometricInterpretation") == "PALETTE COLOR":
         stored = apply_color_lut(stored, frame)
         return full_range(stored, np.iinfo(stored.dtype).max)

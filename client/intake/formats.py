@@ -12,7 +12,7 @@ FORMATS = (
     Format("nifti", nifti.matches, nifti.inspect, nifti.frames, nifti.volume, nifti.grid),
     Format("table", table.matches, table.inspect, table.frames),
 )
-PROBE = 4
+PROBE = 5
 """Raised whenever reading a file yields other facts or pixels: files are then read, and caches made, anew."""
 HEAD_BYTES = 1024
 """So many first bytes tell the format; a file's name does not."""

@@ -28,7 +28,7 @@ from client.intake.identity import Pseudonyms, open_pseudonyms
 from client.intake.labels import Labels, file_key, read_labels
 from client.intake.options import DEFAULT_FRACTIONS, DEFAULT_SEED, ImportOptions
 from client.intake.quality.page import Quality, examine, render
-from client.intake.reading import record_of
+from client.intake.readers import read_files
 from client.intake.report import Flag, ImportReport, Refusal, forget_pages, newest_page, write_report
 from client.intake.sheet import TakenApart, folder_of, forget_others, is_table, take_apart
 from client.intake.splits import splits_of
@@ -126,12 +126,9 @@ class _Intake:
 
     def read(self, progress: Progress | None) -> list[FileRecord]:
         """Return a record of every file, from the catalog where the file has not changed; not decided yet."""
-        records = []
-        for done, found in enumerate(self.listing.files, start=1):
-            records.append(record_of(self.root, found, self.before.get(found.path), self.rules.pseudonyms))
-            if progress is not None:
-                progress(done, len(self.listing.files))
-        return records
+        return read_files(
+            self.root, self.listing.files, self.before, self.rules.pseudonyms, self.rules.options.workers, progress
+        )
 
     def decided(self, records: Sequence[FileRecord]) -> list[FileRecord]:
         """Return the records decided, with those kept that stand under a folder which can't be listed now."""

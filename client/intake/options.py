@@ -29,6 +29,7 @@ class ImportOptions:
     `masks` is a folder of masks, which lie as the images do, or of DICOM SEG and RTSTRUCT objects; `boxes` a file of
     boxes or a folder of VOC files. `structures` says what a mask's values or an object's names mean, as (found, meant);
     `instances` is the one structure whose single objects an instance map counts.
+    `workers` is how many processes read files; 0 takes as many as are worthwhile.
     """
 
     allow_identified: bool = False
@@ -42,6 +43,7 @@ class ImportOptions:
     columns: tuple[str, ...] = ()
     label_tag: str = ""
     label_reports: bool = False
+    workers: int = 1
     masks: Path | None = None
     boxes: Path | None = None
     structures: tuple[tuple[str, str], ...] = ()
@@ -58,5 +60,7 @@ class ImportOptions:
                 )
         if self.patient_from not in ("file", "folder"):
             raise UsageError(f'patient_from is "file" or "folder", not "{self.patient_from}"')
+        if not 0 <= self.workers <= 256:
+            raise UsageError(f"workers must be from 0 (as many as are worthwhile) to 256, got {self.workers}")
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise UsageError(f"the seed must be from 0 to 2**63 - 1, got {self.seed}")

@@ -15,12 +15,19 @@ from common.files import sha256_file
 
 def record_of(root: str, found: FoundFile, before: FileRecord | None, pseudonyms: Pseudonyms) -> FileRecord:
     """Return what is known of a file: from before when its size and time are the same, or else its content is."""
-    if before is not None and before.probe == PROBE and before.size == found.size:
-        if before.mtime_ns == found.mtime_ns:
-            return before
-        if before.sha256 and _sha256(root, found) == before.sha256:
-            return replace(before, mtime_ns=found.mtime_ns)
+    if before is not None and unchanged(found, before):
+        return before
+    alike = before is not None and before.probe == PROBE and before.size == found.size
+    if before is not None and alike and before.sha256 and _sha256(root, found) == before.sha256:
+        return replace(before, mtime_ns=found.mtime_ns)
     return _read(FileRecord(root, found.path, found.size, found.mtime_ns), pseudonyms)
+
+
+def unchanged(found: FoundFile, before: FileRecord | None) -> bool:
+    """Return whether a file is, by its size and time, the one that was read by this version of the code."""
+    if before is None or before.probe != PROBE:
+        return False
+    return (before.size, before.mtime_ns) == (found.size, found.mtime_ns)
 
 
 def _read(record: FileRecord, pseudonyms: Pseudonyms) -> FileRecord:

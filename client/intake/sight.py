@@ -19,6 +19,9 @@ COPY_ROWS, COPY_COLUMNS = 24, 25
 """Size of the small copy: a column more than rows, so that differences along a row are 24 x 24."""
 BINS = GREYS
 """Bins of a file's histogram of intensities, of equal width over [0, 1]."""
+_STEPS, _LEVELS = 65536, 4096
+"""Intensities are compared in so many steps, and counted in so many levels."""
+_VALUES = (np.arange(_LEVELS) + 0.5) / _LEVELS
 PARTS = 10_000
 """A file's histogram is kept in this many parts: exact to 0.01 per cent."""
 
@@ -28,31 +31,29 @@ class Sight:
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
-        self._bins = np.zeros(BINS, dtype=np.int64)
-        self._sums = np.zeros(3)  # of 1, x and x * x
+        self._counts = np.zeros(_LEVELS, dtype=np.int64)
         self._copies: list[bytes] = []
 
     def add(self, image: Pixels) -> None:
         """Look at an image (rows, columns, channels) with values in [0, 1]."""
-        levels = np.rint(image * np.float32(65535)).astype("<u2")
+        levels = (image * np.float32(_STEPS - 1) + np.float32(0.5)).astype("<u2")
         self._digest.update(repr(image.shape).encode())
         self._digest.update(np.ascontiguousarray(levels).data)
         grey = with_channels(image, 1)[..., 0]
-        steps = levels[..., 0] if image.shape[-1] == 1 else np.rint(grey * np.float32(65535)).astype("<u2")
-        counts = np.bincount(steps.ravel() >> 12, minlength=BINS)
-        self._bins += counts[:BINS]
-        self._sums += (grey.size, float(grey.sum(dtype=np.float64)), float(np.square(grey).sum(dtype=np.float64)))
+        if image.shape[-1] != 1:
+            levels = (grey * np.float32(_STEPS - 1) + np.float32(0.5)).astype("<u2")
+        self._counts += np.bincount(levels.ravel() // (_STEPS // _LEVELS), minlength=_LEVELS)
         self._copies.append(_copy(grey))
 
     def seen(self) -> Seen:
         """Return what is kept. The small copy is of the image in the middle."""
-        count, total, squares = self._sums
-        mean = total / count
-        shares = np.rint(self._bins / count * PARTS).astype(int)
+        weights = self._counts / self._counts.sum()
+        mean = float(weights @ _VALUES)
+        shares = np.rint(weights.reshape(BINS, -1).sum(axis=1) * PARTS).astype(int)
         return Seen(
             pixels=self._digest.hexdigest()[:32],
             mean=round(mean, 5),
-            deviation=round(float(np.sqrt(max(squares / count - mean * mean, 0.0))), 5),
+            deviation=round(float(np.sqrt(weights @ (_VALUES - mean) ** 2)), 5),
             histogram=tuple(int(share) for share in shares),
             copy=base64.b64encode(self._copies[len(self._copies) // 2]).decode(),
         )

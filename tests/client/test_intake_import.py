@@ -525,3 +525,18 @@ def test_looking_through_unchanged_files_takes_a_fraction_of_reading_them(kit_fo
         spent.append(time.process_time())
     assert (reports[0].indexed, reports[1].unchanged) == (500, 500)
     assert spent[2] - spent[1] < (spent[1] - spent[0]) / 3
+
+
+def test_however_many_processes_read_the_catalog_is_the_same(tmp_path, hospital):
+    found = []
+    for workers in (1, 3):
+        kit = tmp_path / f"kit-{workers}"
+        kit.mkdir()
+        (kit / "pseudonym.key").write_bytes(bytes(32))
+        (kit / "pseudonym.key").chmod(0o600)
+        progress = []
+        options = ImportOptions(workers=workers)
+        report = import_folder(kit, "chest", *hospital, options=options, progress=lambda *at, p=progress: p.append(at))
+        assert (report.indexed, progress[-1]) == (24, (24, 24))
+        found.append(contents(kit))
+    assert found[0] == found[1]
