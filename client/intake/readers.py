@@ -19,7 +19,7 @@ from client.intake.identity import Pseudonyms
 from client.intake.reading import record_of, unchanged
 from common.errors import DataError
 
-WORTHWHILE = 300
+WORTHWHILE = 1000
 """Of fewer files to be read a second process costs more than it saves: it has to load this program first."""
 MOST, AT_ONCE = 8, 16
 """Processes at most unless more are asked for, and files that each is handed at once."""
