@@ -37,13 +37,11 @@ def brain(shared_data) -> Path:
 
 @pytest.fixture(scope="module")
 def small(brain) -> list[Path]:
-    """Two series of the study, 22 FLAIR slices (body part BRAIN) and 40 of a crop; and another patient's CT of 2004."""
+    """Of the study 8 FLAIR slices (body part BRAIN) and 6 of a crop; and another patient's CT of 2004."""
     from pydicom.data import get_testdata_file
 
-    named = [
-        path for folder in ("36468-FLAIRreg-58706", "11_HCropVolume") for path in sorted((brain / folder).iterdir())
-    ]
-    return [*named, Path(str(get_testdata_file("CT_small.dcm")))]
+    flair, crop = (sorted((brain / name).iterdir()) for name in ("36468-FLAIRreg-58706", "11_HCropVolume"))
+    return [*flair[:8], *crop[:6], Path(str(get_testdata_file("CT_small.dcm")))]
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from common.errors import DataError, LinkError, SignInError
 ANYBODY = ImportOptions(allow_identified=True)
 WAYS = ("C-GET", "C-MOVE", "DICOMweb")
 FLAIR = Query(("MR",), dates="20200101-20201231", body_part="brain")
-"""The 22 slices of one series."""
+"""The 8 slices of one series."""
 
 
 def pacs_of(orthanc, way: str = "C-GET"):
@@ -44,22 +44,22 @@ def pull(kit, orthanc, query, way="C-GET", collection="brain", **more):
 @pytest.mark.parametrize("way", WAYS)
 def test_what_the_query_finds_becomes_a_collection_and_a_second_call_asks_for_nothing(kit, orthanc, way):
     fetched, report = pull(kit, orthanc, FLAIR, way)
-    assert (fetched.found, fetched.received, fetched.problems) == (22, 22, {})
+    assert (fetched.found, fetched.received, fetched.problems) == (8, 8, {})
     assert report.summary is not None
-    assert (report.summary.images, report.summary.patients, report.indexed) == (22, 1, 22)
+    assert (report.summary.images, report.summary.patients, report.indexed) == (8, 1, 8)
     fetched, report = pull(kit, orthanc, FLAIR, way)
-    assert (fetched.before, fetched.received, report.unchanged, report.indexed) == (22, 0, 22, 0)
+    assert (fetched.before, fetched.received, report.unchanged, report.indexed) == (8, 0, 8, 0)
 
 
 @pytest.mark.parametrize("way", ["C-GET", "DICOMweb"])
 @pytest.mark.parametrize(("query", "objects"), [
-    (Query(("MR",)), 62),
+    (Query(("MR",)), 14),
     (Query(("ct",)), 1),
-    (Query(("CT", "MR")), 63),
+    (Query(("CT", "MR")), 15),
     (Query(dates="20040101-20041231"), 1),
-    (Query(dates="20200121"), 62),
+    (Query(dates="20200121"), 14),
     (Query(dates="20200122-"), 0),
-    (Query(body_part="BR*"), 22),
+    (Query(body_part="BR*"), 8),
     (Query(patient_id="1CT1"), 1),
     (Query(("MR",), patient_id="1CT1"), 0),
 ])  # fmt: skip
@@ -103,7 +103,7 @@ def test_another_query_adds_to_the_collection_and_takes_nothing_away(kit, orthan
     pull(kit, orthanc, Query(("CT",)))
     fetched, report = pull(kit, orthanc, Query(("MR",), body_part="BRAIN"), "DICOMweb")
     assert report.summary is not None
-    assert (fetched.received, report.removed, report.summary.modalities) == (22, 0, {"CT": 1, "MR": 22})
+    assert (fetched.received, report.removed, report.summary.modalities) == (8, 0, {"CT": 1, "MR": 8})
 
 
 KILLED = """
@@ -114,13 +114,13 @@ from test_pacs_import import FLAIR, pacs_of, pull
 from hospital_pacs import Orthanc
 pacs = Orthanc(Path("unused"), dicom={dicom}, http={http}, move={move})
 def watch(done, found, size):
-    if done == 8:
+    if done == 3:
         os.kill(os.getpid(), signal.SIGKILL)
 pull(Path({kit!r}), pacs, FLAIR, {way!r}, watch=watch)
 """
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["C-GET", "DICOMweb"])
 def test_a_transfer_that_was_killed_goes_on_where_it_was(kit, orthanc, way):
     folders = [str(PROJECT), str(PROJECT / "tests" / "client" / "pacs")]
     script = KILLED.format(
@@ -131,14 +131,14 @@ def test_a_transfer_that_was_killed_goes_on_where_it_was(kit, orthanc, way):
     assert not (kit / CATALOG_FILE).exists()
     (kit / "received" / "brain" / "incoming" / "half").write_bytes(b"what a kill left")
     fetched, report = pull(kit, orthanc, FLAIR, way)
-    assert (fetched.before, fetched.received, report.indexed, report.refused) == (8, 14, 22, ())
+    assert (fetched.before, fetched.received, report.indexed, report.refused) == (3, 5, 8, ())
     assert list((kit / "received" / "brain" / "incoming").iterdir()) == []
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_pacs_that_goes_away_in_the_middle_is_one_line_and_what_came_is_kept(kit, orthanc, way):
     def watch(done, found, size):
-        if done == 5:
+        if done == 2:
             orthanc.stop()
 
     try:
@@ -149,7 +149,7 @@ def test_a_pacs_that_goes_away_in_the_middle_is_one_line_and_what_came_is_kept(k
     assert "\n" not in str(lost.value)
     assert not (kit / CATALOG_FILE).exists()
     fetched, _ = pull(kit, orthanc, FLAIR, way)
-    assert 5 <= fetched.before < fetched.found == fetched.before + fetched.received == 22
+    assert 2 <= fetched.before < fetched.found == fetched.before + fetched.received == 8
 
 
 @pytest.mark.parametrize(("peer", "title", "words"), [
