@@ -28,6 +28,7 @@ from common.errors import JobError
 from common.extensions import brought, load
 from common.job import Job
 from common.mil import AttentionMIL
+from common.maps import added, heatmap_detector, unrolled_cnn
 from common.standardisation import Standardised, standardise_weights
 from common.tasks.registry import build_task
 from common.tasks.task import Task
@@ -255,6 +256,9 @@ NETWORKS: dict[str, Architecture] = {
         _monai("SwinUNETR"), ("feature_size", "window_size", "drop_rate", "attn_drop_rate"), gives="map", weighs=True
     ),
     "attention-mil": Architecture(_attention_mil, ("encoder", "width", "hidden", "weight_standardisation"), bag=True),
+    "residual-unet": Architecture(added(_unet), ("width", "levels", "residual_units", "dropout"), gives="map"),
+    "heatmap-detector": Architecture(heatmap_detector, ("width", "levels", "stride"), gives="map"),
+    "unrolled-cnn": Architecture(unrolled_cnn, ("cascades", "width", "depth"), gives="map"),
     "linear": Architecture(_linear, table=True),
     "mlp": Architecture(_mlp, ("hidden", "depth", "dropout"), table=True),
 }

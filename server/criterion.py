@@ -10,7 +10,7 @@ from common.errors import JobError
 from common.release import QUALITIES
 from server.records import Kept, SiteRound, weighted_mean
 
-LOWER_IS_BETTER = frozenset({"loss", "brier", "ece", "hd95"})
+LOWER_IS_BETTER = frozenset({"loss", "brier", "ece", "hd95", "nmse"})
 
 
 @dataclass(frozen=True)

@@ -56,9 +56,53 @@ class Segmentation(TaskParameters):
     largest_component: bool = Field(False, description="whether only the largest piece of each structure is kept")
 
 
+class Detection(TaskParameters):
+    """Boxes, each with a score, around the things that `labels` names: in 2D and 3D, from a heat map of middles."""
+
+    criterion: ClassVar[str] = "froc"
+    truth: ClassVar[Truth] = "boxes"
+
+    most_boxes: int = Field(256, ge=1, le=4096, description="how many boxes an image may have, at most")
+    most_found: int = Field(64, ge=1, le=1024, description="how many boxes are found in an image, at most")
+    threshold: float = Field(
+        0.3, gt=0, lt=1, description="score from which a box counts as called, in sensitivity and precision"
+    )
+    hit: float = Field(
+        0.5,
+        gt=0,
+        le=0.95,
+        description="overlap (IoU) from which a box is found, in froc, sensitivity and precision",
+    )
+    suppression: float = Field(
+        0.3, gt=0, le=1, description="of two boxes of a label that overlap more than this, the surer one is kept"
+    )
+    overlap: float = Field(0.25, ge=0, lt=1, description="overlap of the windows in which whole cases are predicted")
+
+
+class Reconstruction(TaskParameters):
+    """The image from a part of its k-space: columns of its Fourier transform are left out, and the network fills in."""
+
+    criterion: ClassVar[str] = "ssim"
+    truth: ClassVar[Truth] = "image"
+    fewest_labels: ClassVar[int] = 0
+
+    mask: Literal["random", "equispaced"] = Field("random", description="which columns of k-space are measured")
+    acceleration: float = Field(4.0, gt=1, le=32, description="one of so many columns is measured, the middle included")
+    center_fraction: float = Field(
+        0.08, gt=0, lt=1, description="share of the columns, about the middle, always measured"
+    )
+    sees: Literal["image", "k-space"] = Field(
+        "image",
+        description='what the network gets: the "image" of what was measured, or "k-space" and its mask (unrolled-cnn)',
+    )
+    loss: Literal["l1", "ssim-l1"] = Field("l1", description='"l1": mean absolute error; "ssim-l1": that and 1 - SSIM')
+
+
 PARAMETERS: dict[str, type[TaskParameters]] = {
     "classification": Classification,
     "segmentation": Segmentation,
+    "detection": Detection,
+    "reconstruction": Reconstruction,
 }
 """The tasks that come with Ward Round. One from elsewhere checks its parameters itself."""
 

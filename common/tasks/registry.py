@@ -9,6 +9,8 @@ from common.errors import JobError
 from common.extensions import brought, load
 from common.job import Job
 from common.tasks.classification import Classification
+from common.tasks.detection import Detection
+from common.tasks.reconstruction import Reconstruction
 from common.tasks.segmentation import Segmentation
 from common.tasks.task import Task
 
@@ -17,6 +19,8 @@ ENTRY_POINTS = "wardround.tasks"
 TASKS: dict[str, Callable[[Job], Task]] = {
     "classification": Classification,
     "segmentation": Segmentation,
+    "detection": Detection,
+    "reconstruction": Reconstruction,
 }
 
 
