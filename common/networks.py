@@ -27,9 +27,10 @@ from torch import nn
 from common.errors import JobError
 from common.extensions import brought, load
 from common.job import Job
-from common.mil import AttentionMIL
 from common.maps import added, heatmap_detector, unrolled_cnn
+from common.mil import AttentionMIL
 from common.standardisation import Standardised, standardise_weights
+from common.tasks.parameters import Truth, kind_of
 from common.tasks.registry import build_task
 from common.tasks.task import Task
 from common.update import Tensors, check_tensors
@@ -44,6 +45,11 @@ Builder = Callable[[int, int, int, Parameters], nn.Module]
 """Builds a network from: spatial dimensions (2 or 3), input channels, outputs, the job's own parameters."""
 
 
+Gives = Literal["values", "map", "boxes", "image"]
+FOR: dict[Truth, Gives] = {"label": "values", "mask": "map", "boxes": "boxes", "image": "image"}
+"""What a network ought to give for each kind of truth."""
+
+
 @dataclass(frozen=True)
 class Architecture:
     """A network that a job can name: how it is built, the parameters that a job may give it, and what it is for.
@@ -56,7 +62,7 @@ class Architecture:
     build: Builder
     parameters: tuple[str, ...] = ()
     table: bool = False
-    gives: Literal["values", "map"] = "values"
+    gives: Gives = "values"
     weighs: bool = False
     bag: bool = False
 
@@ -256,9 +262,9 @@ NETWORKS: dict[str, Architecture] = {
         _monai("SwinUNETR"), ("feature_size", "window_size", "drop_rate", "attn_drop_rate"), gives="map", weighs=True
     ),
     "attention-mil": Architecture(_attention_mil, ("encoder", "width", "hidden", "weight_standardisation"), bag=True),
-    "residual-unet": Architecture(added(_unet), ("width", "levels", "residual_units", "dropout"), gives="map"),
-    "heatmap-detector": Architecture(heatmap_detector, ("width", "levels", "stride"), gives="map"),
-    "unrolled-cnn": Architecture(unrolled_cnn, ("cascades", "width", "depth"), gives="map"),
+    "residual-unet": Architecture(added(_unet), ("width", "levels", "residual_units", "dropout"), gives="image"),
+    "heatmap-detector": Architecture(heatmap_detector, ("width", "levels", "stride"), gives="boxes"),
+    "unrolled-cnn": Architecture(unrolled_cnn, ("cascades", "width", "depth"), gives="image"),
     "linear": Architecture(_linear, table=True),
     "mlp": Architecture(_mlp, ("hidden", "depth", "dropout"), table=True),
 }
@@ -349,7 +355,7 @@ def _check_shape(job: Job, architecture: Architecture, task: Task) -> None:
     if found == wanted:
         return
     if len(found) != len(wanted):
-        gives = "map" if len(wanted) > 2 else "values"
+        gives = FOR[kind_of(job.task.kind).truth]
         fit = ", ".join(name for name, one in NETWORKS.items() if one.gives == gives and not one.table and not one.bag)
         raise JobError(f'"network.name": {name} is not for {job.task.kind}: choose one of {fit}')
     raise JobError(

@@ -55,7 +55,7 @@ def nuclei_crops(wanted: Wanted) -> Source:
     labels: list[str] = []
     fields: list[str] = []
     sites: list[str] = []
-    for row in _index(folder):
+    for row in index_of(folder):
         with Image.open(folder / "images" / f"{row['id']}.png") as picture:
             grey = picture.mode in ("L", "I")
             colours = np.asarray(picture.convert("L" if grey else "RGB"), np.float32) / np.float32(255)
@@ -73,14 +73,19 @@ def nuclei_crops(wanted: Wanted) -> Source:
 
 
 def hippocampus_slices(wanted: Wanted) -> Source:
-    """Axial slices of every volume; labels "absent" and "present". Column "site": how intensities are stored."""
-    _require_labels(wanted, ("absent", "present"))
+    """Axial slices of every volume; labels "absent" and "present", or none. Column "site": how intensities are stored.
+
+    And column "hospital": of the more frequent way of storing them, every other volume is another hospital's.
+    """
+    if wanted.labels:
+        _require_labels(wanted, ("absent", "present"))
     folder = wanted.path
     images: list[np.ndarray] = []
     labels: list[str] = []
     patients: list[str] = []
     sites: list[str] = []
-    for row in _index(folder):
+    hospitals: list[str] = []
+    for place, row in enumerate(index_of(folder)):
         name = f"{row['id']}.nii.gz"
         volume = Volume(row["id"], folder / "images" / name, folder / "labels" / name)
         slices = [as_case(image, wanted.data) for image in nifti.frames(volume.image)]
@@ -91,7 +96,9 @@ def hippocampus_slices(wanted: Wanted) -> Source:
         labels += found
         patients += [row["id"]] * len(slices)
         sites += [row["site"]] * len(slices)
-    return Source(CaseSet(np.stack(images), tuple(labels), numbered(patients)), {"site": tuple(sites)})
+        hospitals += [f"{row['site']}_{place % 2}" if row["site"].startswith("B") else row["site"]] * len(slices)
+    columns = {"site": tuple(sites), "hospital": tuple(hospitals)}
+    return Source(CaseSet(np.stack(images), tuple(labels), numbered(patients)), columns)
 
 
 def phantoms(wanted: Wanted) -> Source:
@@ -126,7 +133,8 @@ def _require_labels(wanted: Wanted, labels: tuple[str, ...]) -> None:
         raise UsageError(f"job.task.labels must be {list(labels)} with source.kind = {wanted.section.kind!r}")
 
 
-def _index(folder: Path) -> list[dict[str, str]]:
+def index_of(folder: Path) -> list[dict[str, str]]:
+    """Return the rows of a set's index.csv: at least "id" and "site". Raises DataError."""
     path = folder / "index.csv"
     try:
         with path.open(encoding="utf-8", newline="") as file:

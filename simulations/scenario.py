@@ -36,6 +36,8 @@ SourceKind = Literal[
     "heart-disease",
     "nuclei-crops",
     "nuclei-masks",
+    "nuclei-boxes",
+    "blood-cells",
     "hippocampus-slices",
     "hippocampus-volumes",
     "phantoms",

@@ -88,6 +88,7 @@ class Wanted:
 
 def open_source(wanted: Wanted) -> Source:
     """Return the source's cases, at most `limit` patients of them. Raises UsageError or DataError."""
+    from simulations.boxed import blood_cells, nuclei_boxes
     from simulations.public_sets import heart_disease, hippocampus_slices, nuclei_crops, phantoms
     from simulations.structures import hippocampus_volumes, nuclei_masks
 
@@ -99,6 +100,8 @@ def open_source(wanted: Wanted) -> Source:
         "heart-disease": heart_disease,
         "nuclei-crops": nuclei_crops,
         "nuclei-masks": nuclei_masks,
+        "nuclei-boxes": nuclei_boxes,
+        "blood-cells": blood_cells,
         "hippocampus-slices": hippocampus_slices,
         "hippocampus-volumes": hippocampus_volumes,
         "phantoms": phantoms,

@@ -101,12 +101,11 @@ class Detection:
     def scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return what is found and whether it is a hit, and how many boxes there are: (N, most_found + K, 13)."""
         from monai.apps.detection.metrics.matching import matching_batch
-        from monai.data.box_utils import box_iou
 
         found = [case.cpu().numpy() for case in self.boxes(outputs)]
         true = [case[case[:, 0] >= 0] for case in targets.float().cpu().numpy()]
         matched = matching_batch(
-            box_iou,
+            _overlaps,
             (self.parameters.hit, *OVERLAPS),
             [case[:, 2:] for case in found],
             [case[:, 0] for case in found],
@@ -221,6 +220,13 @@ def stride_of(job: Job) -> int:
         if any(n % stride for n in extent):
             raise JobError(f'"{key}": {list(extent)} is no multiple of the network\'s stride of {stride}')
     return stride
+
+
+def _overlaps(found: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """The overlap (IoU) of every box found with every true one: (n, m), from (n, 2 axes) and (m, 2 axes)."""
+    from monai.data.box_utils import box_iou
+
+    return np.asarray(box_iou(found, true))
 
 
 def _froc_from(values: np.ndarray) -> float:

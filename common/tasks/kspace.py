@@ -45,7 +45,8 @@ def measured(images: Tensor, masks: Tensor) -> Tensor:
     axes = tuple(range(1, images.dim() - 1))
     shifted = torch.fft.ifftshift(images[:, 0], dim=axes)
     kspace = torch.fft.fftshift(torch.fft.fftn(shifted, dim=axes, norm="ortho"), dim=axes)
-    return kspace * _over_columns(masks, images.dim() - 1)
+    found: Tensor = kspace * _over_columns(masks, images.dim() - 1)
+    return found
 
 
 def zero_filled(kspace: Tensor) -> Tensor:
