@@ -34,7 +34,7 @@ WINDOW = 11
 class Reconstruction:
     """The network gives the image, one channel.
 
-    Targets: the images (N, 1, *size) in [0, 1]. It sees the image of what was measured (N, 1, *size), or with `sees =
+    Targets of a step: the images (N, 1, *size) in [0, 1]. It sees the image of what was measured (N, 1, *size), or with `sees =
     "k-space"` what was measured and where (N, 3, *size). Scores: (N, 3) float32, PSNR in dB and SSIM (0 where it is
     less), both of full scale 1, and NMSE, which is not a number for an empty image.
     """
@@ -57,18 +57,21 @@ class Reconstruction:
         return (1, *shape[1:])
 
     def targets(self, cases: Cases) -> Tensor:
-        """Return the images."""
-        return torch.from_numpy(np.array(cases.images))
+        """Return nothing of each case, (N, 0): the truth is the image itself, which `inputs` is given in any case."""
+        return torch.zeros(len(cases.images), 0)
 
     def made_up(self, count: int, shape: Shape, random: torch.Generator) -> Tensor:
         """Return random images."""
         return torch.rand(count, 1, *shape[1:], generator=random)
 
     def inputs(self, images: Tensor, targets: Tensor, random: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Return what of images is measured, by masks drawn from `random`, or by the one that is always the same."""
+        """Return what of images is measured, and the images.
+
+        By masks drawn from `random`, or by the one that is always the same.
+        """
         masks = column_masks(len(images), images.shape[-1], self.parameters, random)
         kspace = measured(images, masks)
-        return (as_channels(kspace, masks) if self.seen == 3 else zero_filled(kspace)), targets
+        return (as_channels(kspace, masks) if self.seen == 3 else zero_filled(kspace)), images
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return each case's mean absolute error; with "ssim-l1" 1 - SSIM as well."""
