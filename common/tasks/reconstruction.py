@@ -35,8 +35,8 @@ class Reconstruction:
     """The network gives the image, one channel.
 
     Targets of a step: the images (N, 1, *size) in [0, 1]. It sees the image of what was measured (N, 1, *size), or with
-    `sees = "k-space"` what was measured and where (N, 3, *size). Scores: (N, 3) float32, PSNR in dB and SSIM (0 where it is
-    less), both of full scale 1, and NMSE, which is not a number for an empty image.
+    `sees = "k-space"` what was measured and where (N, 3, *size). Scores: (N, 3) float32, PSNR in dB and SSIM (0 where
+    it is less), both of full scale 1, and NMSE, which is not a number for an empty image.
     """
 
     outputs = 1
