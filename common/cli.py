@@ -32,6 +32,8 @@ COMMANDS = {
     "run": ("server.cli:run", "Run a job across the sites it names, or resume a run."),
     "runs": ("server.cli:runs", "List runs, or show one."),
     "statistics": ("server.statistics_cli:app", "Count patients at the sites, and warn where the sites differ."),
+    "models": ("server.models_cli:app", "Export a run's model: for a hospital, as ONNX, as a MONAI bundle."),
+    "predict": ("client.predict_cli:app", "Write what a model says of images, as DICOM, NIfTI or PNG, and a table."),
     "sites": ("server.cli:sites", "List the federation's sites and whether they are here."),
     "site": ("client.cli:app", "A hospital's side: enrol, import images, check, start."),
     "audit": ("common.cli:audit", "Verify and report what a site did; attack a training to test its privacy."),

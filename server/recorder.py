@@ -9,9 +9,10 @@ from typing import Any
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from common.errors import NotFoundError, RunError
+from common.model_file import Provenance, code_version
 from common.update import Tensors
 from server.database import Database
-from server.modelfiles import Provenance, code_version, read_model, write_model
+from server.modelfiles import read_model, write_model
 from server.records import Kept, LateAnswer, RoundRecord, RunDetail
 from server.schema import models, rounds, run_sites, runs, site_rounds
 from server.strategies.strategy import Advance
@@ -25,6 +26,7 @@ class RunRecorder:
 
     def __init__(self, database: Database, folder: Path, run: RunDetail) -> None:
         self._database, self._folder, self._name, self._digest = database, folder, run.summary.name, run.summary.digest
+        self._job = run.job.canonical_json()
         with database.read() as connection:
             self._run_id: int = find_run(connection, self._name).id
 
@@ -46,7 +48,7 @@ class RunRecorder:
 
     def commit(self, record: RoundRecord, advance: Advance | None, best: Kept | None) -> None:
         """Keep a round. Either all of it is kept, or nothing. Raises RunError or DataError when the disk is full."""
-        provenance = Provenance(self._name, self._digest, record.number, code_version())
+        provenance = Provenance(self._name, self._digest, record.number, code_version(), self._job)
         written = [] if advance is None else [("last", advance.model, model_name(record.number))]
         if advance is not None and advance.state:
             written.append((STATE, advance.state, state_name(record.number)))

@@ -17,10 +17,11 @@ from sqlalchemy import URL, ColumnElement, Connection, Row, delete, func, insert
 from common.errors import NotFoundError, RunError, UsageError
 from common.job import Job, job_from_json
 from common.kit import Kit
+from common.model_file import Provenance, code_version
 from common.update import Tensors
 from server.central import CentralRound
 from server.database import Database
-from server.modelfiles import Provenance, code_version, read_model, write_model
+from server.modelfiles import read_model, write_model
 from server.recorder import STATE, RunRecorder, find_run, keep_model, model_name, set_run
 from server.records import (
     RESUMABLE,
@@ -79,7 +80,7 @@ class Registry(Sightings):
         A site's ledger knows a run by its name, so that no name may come back, not even in a new registry.
         """
         name = f"{job.name}-{time.strftime('%y%m%d', time.gmtime())}-{secrets.token_hex(3)}"
-        provenance = Provenance(name, job.digest, 0, code_version())
+        provenance = Provenance(name, job.digest, 0, code_version(), job.canonical_json())
         path = f"{name}/{model_name(0)}"
         sha256, size = write_model(self.folder / path, initial, provenance)
         with self._database.write() as connection:

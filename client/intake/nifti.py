@@ -93,6 +93,24 @@ def read_classes(path: Path) -> npt.NDArray[np.int64]:
     return values.astype(np.int64)
 
 
+def write_classes(classes: npt.NDArray[np.uint8], like: Path, path: Path) -> None:
+    """Write a label map (slices, rows, columns), ordered as `volume` orders, on the very grid of the file `like`.
+
+    Raises FileRefusedError when `like` can't be read.
+    """
+    turns: Any = orientations
+    with _readable(like), _image(like) as image:
+        header, affine, shape = image.header.copy(), np.asarray(image.affine), image.shape
+        back = turns.ornt_transform(turns.axcodes2ornt("LPS"), turns.io_orientation(affine))
+        values = np.asarray(turns.apply_orientation(classes.transpose(2, 1, 0), back), dtype=np.uint8)
+        made = type(image)(values.reshape(shape), affine, header)
+    made.header.extensions.clear()  # an embedded DICOM header is of the image
+    made.set_data_dtype(np.uint8)
+    made.header.set_slope_inter(1, 0)
+    made.header["cal_min"], made.header["cal_max"] = 0, 0
+    nibabel.save(made, path)
+
+
 def _read(path: Path) -> tuple[Pixels, tuple[str, ...], Acquired]:
     with _readable(path):
         values, identifiers, how = _values(path)

@@ -14,6 +14,7 @@ from fastapi.staticfiles import StaticFiles
 from certs.checks import kit_warnings, require_usable
 from common.errors import UsageError
 from common.kit import Kit, is_address
+from common.model_file import code_version
 from common.web.live import Feed
 from common.web.serving import serve as serve_app
 from common.web.shield import Shield, nonces_in_nicegui
@@ -23,7 +24,6 @@ from server.dashboard.problems import add_problems
 from server.dashboard.security import Guard
 from server.dashboard.settings import OpenIdSection, read_settings
 from server.dashboard.sign_in import Door, add_sign_in
-from server.modelfiles import code_version
 from server.people import People
 from server.readmodel import ReadModel
 from server.registry import open_registry
