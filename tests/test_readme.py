@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
+from common.architectures import NETWORKS
 from common.cli import COMMANDS
 from common.job import key_table, parse_job
-from common.networks import NETWORKS
 from common.strategies import parameters_of
 from common.tasks.parameters import PARAMETERS as TASK_PARAMETERS
 

@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from client.privacy.choice import disagreement
 from client.privacy.clipping import Gradients, Sample, clip_factors, length, trainable
 from client.privacy.engines import ENGINES, ONE_IMAGE
+from common.architectures import NETWORKS
 from common.job import parse_job
-from common.networks import NETWORKS, build_network, make_private_ready
+from common.networks import build_network, make_private_ready
 
 AGREES = 1e-9
 STEPS = (

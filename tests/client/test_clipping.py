@@ -16,9 +16,10 @@ from client.privacy.clipping import Sample, clip_factors, length, plain
 from client.privacy.engines import ENGINES, ONE_IMAGE, named_engine
 from client.privacy.layers import Grouping, _Product
 from client.privacy.remembered import remembered_engine
+from common.architectures import NETWORKS
 from common.errors import JobError
 from common.job import Job, parse_job
-from common.networks import NETWORKS, build_network
+from common.networks import build_network
 from common.tasks.registry import build_task
 
 LOSS = torch.nn.functional.cross_entropy

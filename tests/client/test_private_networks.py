@@ -10,8 +10,9 @@ import torch
 
 from client.dataset import CaseSet
 from client.training import Mechanism, Plan, train_round
+from common.architectures import NETWORKS
 from common.job import Job
-from common.networks import NETWORKS, build_network, case_shape
+from common.networks import build_network, case_shape
 from common.tasks.registry import build_task
 
 CPU = torch.device("cpu")

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from common.architectures import NETWORKS
 from common.errors import JobError, UpdateError
 from common.job import DataSection, parse_job
-from common.networks import NETWORKS, build_network, initial_model, load_tensors, tensors_of
+from common.networks import build_network, initial_model, load_tensors, tensors_of
 from common.standardisation import StandardisedConv2d, StandardisedConv3d
 
 OF_IMAGES = [name for name, one in NETWORKS.items() if not one.table and not one.bag and one.gives == "values"]

@@ -11,7 +11,7 @@ from server.strategies.registry import build_strategy
 from simulations.engine import simulate
 
 CODE = """
-from common.networks import NETWORKS
+from common.architectures import NETWORKS
 from common.tasks.classification import Classification
 from server.strategies.fedavg import FedAvg
 

@@ -95,7 +95,7 @@ def names_in(table: Literal["tasks", "networks"]) -> tuple[str, ...]:
         from common.tasks.registry import TASKS
 
         return tuple(TASKS)
-    from common.networks import NETWORKS
+    from common.architectures import NETWORKS
 
     return tuple(NETWORKS)
 
