@@ -253,4 +253,5 @@ NETWORKS: dict[str, Architecture] = {
     "linear": Architecture(_linear, table=True),
     "mlp": Architecture(_mlp, ("hidden", "depth", "dropout"), table=True),
 }
-"""To add a network: one line. A third party's comes by entry point: an `Architecture` in the group wardround.networks."""
+"""To add a network: one line. A third party's comes by entry point: an `Architecture` in the group wardround.networks.
+"""
