@@ -13,17 +13,17 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from client.intake.image import Acquired, Seen
+from client.intake.image import Acquired, Copy, Seen
 from common.errors import DataError
 
 CATALOG_FILE = "catalog.sqlite"
 """The catalog's name in a site's kit."""
 SPLITS = ("train", "validation", "test")
-_VERSION = 2
+_VERSION = 3
 _SCHEMA = """
 CREATE TABLE collections (
     name TEXT PRIMARY KEY, seed INTEGER NOT NULL, train REAL NOT NULL, validation REAL NOT NULL, test REAL NOT NULL,
@@ -41,10 +41,10 @@ CREATE TABLE files (
     own_patient TEXT NOT NULL, study TEXT NOT NULL, series TEXT NOT NULL, instance TEXT NOT NULL,
     identifiers TEXT NOT NULL, burned_in INTEGER, unreadable TEXT NOT NULL,
     reason TEXT NOT NULL, patient TEXT NOT NULL, label TEXT, annotation TEXT NOT NULL,
-    acquired TEXT NOT NULL, seen TEXT NOT NULL,
+    acquired TEXT NOT NULL, seen TEXT NOT NULL, copy TEXT NOT NULL,
     PRIMARY KEY (collection, root, path)
 ) STRICT;
-PRAGMA user_version = 2;
+PRAGMA user_version = 3;
 """
 _MIGRATIONS = {
     1: """
@@ -52,7 +52,11 @@ ALTER TABLE files ADD COLUMN annotation TEXT NOT NULL DEFAULT '';
 ALTER TABLE files ADD COLUMN acquired TEXT NOT NULL DEFAULT '{}';
 ALTER TABLE files ADD COLUMN seen TEXT NOT NULL DEFAULT '{}';
 PRAGMA user_version = 2;
-"""
+""",
+    2: """
+ALTER TABLE files ADD COLUMN copy TEXT NOT NULL DEFAULT '';
+PRAGMA user_version = 3;
+""",
 }
 """From each earlier version to the next. What a file's reading adds is there after the folder's next import."""
 
@@ -63,7 +67,7 @@ class FileRecord:
 
     `probe` is the version of the code that read it. `own_patient` is the pseudonym that the file itself gives, or "";
     `patient` the one it counts under. `unreadable` is a reason that holds whatever labels and options are.
-    `annotation` names what was drawn on the image, or is "".
+    `annotation` names what was drawn on the image, or is "". `copy` is the de-identified copy, where one is read.
     """
 
     root: str
@@ -91,6 +95,12 @@ class FileRecord:
     annotation: str = ""
     acquired: Acquired = field(default_factory=Acquired)
     seen: Seen = field(default_factory=Seen)
+    copy: Copy | None = None
+
+    @property
+    def image(self) -> Path:
+        """The file that is read: the de-identified copy, or the file itself."""
+        return Path(self.copy.path) if self.copy is not None and self.copy.path else Path(self.root) / self.path
 
 
 @dataclass(frozen=True)
@@ -197,7 +207,7 @@ class Catalog:
         """
         query = (
             "SELECT root, path, frames, patient, study, series, label, split, sha256, modality, format, size, mtime_ns,"
-            " annotation"
+            " annotation, copy"
             " FROM files JOIN patients USING (collection, patient)"
             " WHERE collection = ? AND reason = '' AND split = ? ORDER BY sha256"
         )
@@ -205,15 +215,16 @@ class Catalog:
         with self._reading() as connection:
             rows = connection.execute(query, (collection, split)).fetchall()
         return [
-            Case(Path(os.fsdecode(root)) / os.fsdecode(path), frame, *rest)
-            for root, path, count, *rest in rows
+            _read_at(Case(Path(os.fsdecode(root)) / os.fsdecode(path), frame, *rest), _copy(copy))
+            for root, path, count, *rest, copy in rows
             for frame in (range(count) if count > 1 else (None,))
         ]
 
     def digest(self, collection: str) -> str:
         """Return the SHA-256 over what is indexed, its labels, annotations and splits: the same while they are."""
         query = (
-            "SELECT sha256, probe, frames, patient, series, label, split, annotation FROM files"
+            "SELECT iif(copy = '', sha256, copy ->> '$.sha256'), probe, frames, patient, series, label, split,"
+            " annotation FROM files"
             " JOIN patients USING (collection, patient) WHERE collection = ? AND reason = '' ORDER BY sha256"
         )
         self._require(collection)
@@ -389,11 +400,23 @@ def _summary(connection: sqlite3.Connection, collection: str) -> Summary:
     )  # fmt: skip
 
 
+def _read_at(case: Case, copy: Copy | None) -> Case:
+    """The case as it is read: from its de-identified copy, if there is one."""
+    if copy is None or not copy.path:
+        return case
+    return replace(case, image=Path(copy.path), sha256=copy.sha256, size=copy.size, mtime_ns=copy.mtime_ns)
+
+
+def _copy(text: str) -> Copy | None:
+    return Copy(**json.loads(text)) if text else None
+
+
 def _row(record: FileRecord) -> tuple[object, ...]:
     values = {item.name: getattr(record, item.name) for item in fields(FileRecord)}
     values["root"], values["path"] = os.fsencode(record.root), os.fsencode(record.path)
     values["identifiers"] = json.dumps(record.identifiers)
     values["acquired"], values["seen"] = _said(record.acquired), _said(record.seen)
+    values["copy"] = json.dumps(asdict(record.copy)) if record.copy is not None else ""
     return tuple(values.values())
 
 
@@ -403,6 +426,7 @@ def _record(row: tuple[bytes | str | int | None, ...]) -> FileRecord:
     values["identifiers"] = tuple(json.loads(values["identifiers"]))
     values["burned_in"] = None if values["burned_in"] is None else bool(values["burned_in"])
     values["acquired"], values["seen"] = Acquired(**_plain(values["acquired"])), Seen(**_plain(values["seen"]))
+    values["copy"] = _copy(values["copy"])
     return FileRecord(**values)
 
 

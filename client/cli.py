@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from client import dashboard_cli, pacs_cli, steward_cli
-from client.options import JsonOption, KitArgument, KitOption
+from client.options import CleanPixelsOption, DeidentifyOption, JsonOption, KitArgument, KitOption
 from client.pacs_cli import (
     OWN_AE_TITLE,
     AeTitleOption,
@@ -125,6 +125,8 @@ def import_(
     allow_burned_in: Annotated[
         bool, typer.Option("--allow-burned-in", help="Index files that say that annotation is burned into the pixels.")
     ] = False,
+    deidentify: DeidentifyOption = False,
+    clean_pixels: CleanPixelsOption = False,
     key_column: Annotated[
         str | None, typer.Option(help="The label file's key column (default: patient, study or file, as it has).")
     ] = None,
@@ -177,9 +179,11 @@ def import_(
     """Index a folder of images, the rows of a table, or what a PACS has, under pseudonyms. Importing again is safe.
 
     Nothing leaves. Images stay where they are; those of a PACS are kept in the kit, and only what is missing is asked
-    for again. Of a table the kit gets a record a row, without columns that name people, hold dates or free text. Its
-    labels are in a column of its own; a column "patient" says whose a row is, and a row that lacks a value is refused.
-    In a table or a label file a column "split" (train, validation, test) keeps a published split.
+    for again. Files that identify a patient are refused, unless --deidentify makes copies of all that do not, or
+    --allow-identified takes them as they are. Of a table the kit gets a record a row, without columns that name people,
+    hold dates or free text. Its labels are in a column of its own; a column "patient" says whose a row is, and a row
+    that lacks a value is refused. In a table or a label file a column "split" (train, validation, test) keeps a
+    published split.
 
     Example: wardround site import --collection chest-xray /data/chest --labels labels.csv
              wardround site import --collection heart heart.csv --label-column disease --column age --column sex
@@ -208,6 +212,8 @@ def import_(
         instances=instances,
         seed=seed,
         workers=workers,
+        deidentify=deidentify,
+        clean_pixels=clean_pixels,
     )
     if folder is None:
         from client.pacs.query import Query

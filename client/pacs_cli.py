@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from client.options import JsonOption, KitOption
+from client.options import CleanPixelsOption, DeidentifyOption, JsonOption, KitOption
 from common.errors import LinkError, UsageError
 from common.kit import find_kit
 
@@ -171,6 +171,8 @@ def listen(
         bool,
         typer.Option("--allow-burned-in", help="Index objects that say that annotation is burned into the pixels."),
     ] = False,
+    deidentify: DeidentifyOption = False,
+    clean_pixels: CleanPixelsOption = False,
     tls: Annotated[bool, typer.Option("--tls", help="Listen with TLS: with --certificate and --key.")] = False,
     ca: Annotated[Path | None, typer.Option(help="Let only those in whose certificate this authority signed.")] = None,
     certificate: Annotated[Path | None, typer.Option(help="This side's TLS certificate, PEM.")] = None,
@@ -198,8 +200,9 @@ def listen(
     senders = tuple(checked_title(name) for name in calling or ())
     where = Listening(checked_title(ae_title), host, port, senders, files if tls else None)
     options = ImportOptions(
-        allow_identified=allow_identified, allow_burned_in=allow_burned_in, label_column=label_column
-    )
+        allow_identified=allow_identified, allow_burned_in=allow_burned_in, label_column=label_column,
+        deidentify=deidentify, clean_pixels=clean_pixels,
+    )  # fmt: skip
     log_to_stderr()
     tally = receive(
         found.folder, collection, where, _stop_on_signal(), labels, options=options,

@@ -74,6 +74,10 @@ class Policy(BaseModel):
         True,
         description="tell the coordinator this software's version, the name of the GPU, and how long each job took",
     )
+    faces: Literal["keep", "refuse", "remove"] = Field(
+        "keep",
+        description='faces in head CT and MRI of which de-identified copies are made: "keep", "refuse" or "remove"',
+    )
 
 
 def change_policy(text: str, changes: Mapping[str, str], source: str) -> str:
@@ -146,6 +150,14 @@ def read_policy(kit_folder: Path) -> Policy:
     except OSError as error:
         raise UsageError(f"{path}: the policy can't be read: {error.strerror}") from error
     return parse_policy(text, str(path))
+
+
+def faces_policy(kit_folder: Path) -> Literal["keep", "refuse", "remove"]:
+    """Return what the policy says of faces; as installed, where there is none. Raises UsageError for a wrong policy."""
+    try:
+        return read_policy(kit_folder).faces
+    except RefusedError:
+        return Policy(collections=()).faces
 
 
 def parse_policy(text: str, source: str) -> Policy:

@@ -40,9 +40,10 @@ def site_log(kit_folder: Path) -> AuditLog:
 
 
 def note_import(log: AuditLog, report: ImportReport, origin: Mapping[str, Any] | None = None) -> Head:
-    """Record an import: the collection, the counts, and where the objects came from if it was not a folder."""
+    """Record an import: the collection, the counts, how it was de-identified, and where it came from if no folder."""
     counts = {"indexed": report.indexed, "unchanged": report.unchanged, "removed": report.removed}
-    body = {"collection": report.collection, **counts, "refused": len(report.refused), **(origin or {})}
+    copies = {"deidentified": report.deidentified.counts()} if report.deidentified is not None else {}
+    body = {"collection": report.collection, **counts, "refused": len(report.refused), **copies, **(origin or {})}
     return log.append("import", body)
 
 

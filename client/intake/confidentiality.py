@@ -66,7 +66,7 @@ ACTIONS = {tag_for_keyword(keyword): action for keyword, action in {**PATIENT, *
 _INSTITUTION_TAGS = {tag_for_keyword(keyword) for keyword in INSTITUTION}
 _RETAIN_INSTITUTION = "113112"
 
-_DUMMY_WORDS = frozenset(
+DUMMY_WORDS = frozenset(
     {
         "anon", "anonym", "anonymous", "anonymised", "anonymized", "anonymisiert", "deidentified", "de-identified",
         "removed", "redacted", "none", "null", "unknown", "unnamed", "unspecified", "na", "n/a", "nil", "not-available",
@@ -140,9 +140,9 @@ def _is_dummy_text(text: str, patient_id: str) -> bool:
     if text.strip("^ ") == patient_id.strip() and any(character.isdigit() for character in text):
         return True  # the study code again, where a name was
     words = re.split(r"[\s^=,_]+", text.casefold().strip("^=, "))
-    if not _DUMMY_WORDS.isdisjoint(words):  # a short number beside a dummy word ("Anonymous 17") adds nothing
+    if not DUMMY_WORDS.isdisjoint(words):  # a short number beside a dummy word ("Anonymous 17") adds nothing
         words = [word for word in words if not (word.isdigit() and len(word) <= 4)]
-    return all(word in _DUMMY_WORDS or _is_filler(word) for word in words)
+    return all(word in DUMMY_WORDS or _is_filler(word) for word in words)
 
 
 def _is_filler(word: str) -> bool:

@@ -53,12 +53,15 @@ def _of_files(taken: Sequence[FileRecord]) -> list[str]:
     if burned := sum(bool(record.burned_in) for record in taken):
         lines.append(f"taken although text in the pixels is declared, as allowed: {_count(burned, 'file')}")
     silent = sum(
-        record.format == "dicom" and record.burned_in is None and record.modality in OFTEN_ANNOTATED for record in taken
+        record.format == "dicom" and record.burned_in is None and record.modality in OFTEN_ANNOTATED and not record.copy
+        for record in taken
     )
     if silent:
         lines.append(f"of a modality often annotated, and silent on text in the pixels: {_count(silent, 'file')}: look")
     if nameless := sum(record.format == "dicom" and not record.own_patient for record in taken):
         lines.append(f"without a Patient ID: {_count(nameless, 'file')}: each of their studies counts as a patient")
+    if plain := sum(record.copy is not None and not record.copy.path for record in taken):
+        lines.append(f"not DICOM, so read in place and not de-identified: {_count(plain, 'file')}")
     return lines
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +55,21 @@ class Seen:
     deviation: float = 0.0
     histogram: tuple[int, ...] = ()
     copy: str = ""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """The de-identified copy of a DICOM file, which is read in its place; or, without a path, that there is none.
+
+    `method` tells how it is made, `treatment` what was done: counts by attribute (`deidentification.treatment`).
+    """
+
+    method: str
+    path: str = ""
+    size: int = 0
+    mtime_ns: int = 0
+    sha256: str = ""
+    treatment: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

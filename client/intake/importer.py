@@ -22,6 +22,10 @@ from client.annotations import forget_others as forget_drawings
 from client.catalog import CATALOG_FILE, Catalog, FileRecord, Settings, Summary
 from client.intake.annotation.annotate import Drawn, annotate
 from client.intake.decisions import Rules, decide
+from client.intake.deidentification import copies
+from client.intake.deidentification.copies import Copies
+from client.intake.deidentification.deidentifier import Deidentifier, Method, survey
+from client.intake.deidentification.treatment import deidentified
 from client.intake.findings import findings, of_columns
 from client.intake.folder import Listing, list_folder
 from client.intake.identity import Pseudonyms, open_pseudonyms
@@ -29,10 +33,12 @@ from client.intake.labels import Labels, file_key, read_labels
 from client.intake.options import DEFAULT_FRACTIONS, DEFAULT_SEED, ImportOptions
 from client.intake.quality.page import Quality, examine, render
 from client.intake.readers import read_files
+from client.intake.reading import unchanged
 from client.intake.report import Flag, ImportReport, Refusal, forget_pages, newest_page, write_report
 from client.intake.sheet import TakenApart, folder_of, forget_others, is_table, take_apart
 from client.intake.splits import splits_of
 from client.intake.told import labels_of_reports, labels_of_tag
+from client.policy import faces_policy
 from common.errors import DataError, UsageError
 
 __all__ = ["ImportOptions", "Progress", "import_folder", "require_name"]
@@ -70,9 +76,13 @@ def import_folder(
     with _alone(kit_folder):
         if is_table(folder):
             return _import_table(kit_folder, collection, folder, labels, options, progress)
-        intake = _prepare(kit_folder, collection, folder, labels, options)
-        records = intake.decided(intake.read(progress))
-        return intake.commit(records)
+        try:
+            intake = _prepare(kit_folder, collection, folder, labels, options)
+            return intake.commit(intake.decided(intake.read(progress)))
+        finally:  # copies of files that are gone, or of an import that failed
+            if copies.has_copies(kit_folder, collection):
+                records = Catalog(kit_folder / CATALOG_FILE).records(collection)
+                copies.forget_others(kit_folder, collection, {str(record.image) for record in records})
 
 
 def require_name(collection: str) -> None:
@@ -126,9 +136,24 @@ class _Intake:
 
     def read(self, progress: Progress | None) -> list[FileRecord]:
         """Return a record of every file, from the catalog where the file has not changed; not decided yet."""
+        options, kept = self.rules.options, self._copies()
         return read_files(
-            self.root, self.listing.files, self.before, self.rules.pseudonyms, self.rules.options.workers, progress
+            self.root, self.listing.files, self.before, self.rules.pseudonyms, kept, options.workers, progress
         )
+
+    def _copies(self) -> Copies | None:
+        """What makes de-identified copies, if they are asked for; faces to be removed are looked for first."""
+        options = self.rules.options
+        if not options.deidentify or self.parts is not None:
+            return None
+        method = Method(options.clean_pixels, options.allow_burned_in, faces_policy(self.kit_folder))
+        made = Copies(self.kit_folder, self.collection, Deidentifier(method, self.rules.pseudonyms))
+        if method.faces != "remove":
+            return made
+        if all(unchanged(found, self.before.get(found.path), made) for found in self.listing.files):
+            return made
+        planes = survey([Path(self.root) / found.path for found in self.listing.files])
+        return replace(made, deidentifier=replace(made.deidentifier, planes=planes))
 
     def decided(self, records: Sequence[FileRecord]) -> list[FileRecord]:
         """Return the records decided, with those kept that stand under a folder which can't be listed now."""
@@ -199,6 +224,7 @@ class _Intake:
                 *drawn.findings,
             ),
             summary=summary,
+            deidentified=deidentified(record.copy.treatment for record in found if record.copy and record.copy.path),
         )
 
     def _place(self, record: FileRecord) -> str:

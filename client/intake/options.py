@@ -17,6 +17,8 @@ class ImportOptions:
     """The choices of one import.
 
     `allow_identified` takes files that identify a person, `allow_burned_in` files that declare text in their pixels.
+    `deidentify` makes a de-identified copy of each DICOM file, which is read in its place; in it text that is found in
+    the pixels is blanked with `clean_pixels`, and is a reason to refuse the file without.
     `key_column` and `label_column` name the label file's columns. `patient_from` says whose a file is that names no
     patient (PNG, JPEG, NIfTI): its own ("file"), or its top folder's ("folder"). `fractions` (train, validation, test)
     and `seed` make the splits of a new collection (None: 0.7, 0.15, 0.15 and 0); they can't change later.
@@ -48,6 +50,8 @@ class ImportOptions:
     boxes: Path | None = None
     structures: tuple[tuple[str, str], ...] = ()
     instances: str = ""
+    deidentify: bool = False
+    clean_pixels: bool = False
 
     def __post_init__(self) -> None:
         """Raise UsageError for values that make no sense."""
@@ -62,5 +66,9 @@ class ImportOptions:
             raise UsageError(f'patient_from is "file" or "folder", not "{self.patient_from}"')
         if not 0 <= self.workers <= 256:
             raise UsageError(f"workers must be from 0 (as many as are worthwhile) to 256, got {self.workers}")
+        if self.clean_pixels and not self.deidentify:
+            raise UsageError("pixels are cleaned in de-identified copies only: --clean-pixels needs --deidentify")
+        if self.clean_pixels and self.allow_burned_in:
+            raise UsageError("--clean-pixels blanks text in the pixels, --allow-burned-in leaves it: say one of them")
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise UsageError(f"the seed must be from 0 to 2**63 - 1, got {self.seed}")

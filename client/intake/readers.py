@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 
 from client.catalog import FileRecord
+from client.intake.deidentification.copies import Copies
 from client.intake.folder import FoundFile
 from client.intake.identity import Pseudonyms
 from client.intake.reading import record_of, unchanged
@@ -30,18 +31,22 @@ def read_files(
     files: Sequence[FoundFile],
     before: Mapping[str, FileRecord],
     pseudonyms: Pseudonyms,
+    copies: Copies | None,
     workers: int,
     progress: Callable[[int, int], None] | None,
 ) -> list[FileRecord]:
     """Return a record of every file. `workers` processes read those that have changed; 0: as many as are worthwhile.
+
+    With `copies` each DICOM file gets its de-identified copy.
 
     Raises
     ------
     DataError
         A process ended before its time.
     """
-    new = [found for found in files if not unchanged(found, before.get(found.path))]
-    read = _read(root, [(found, before.get(found.path)) for found in new], pseudonyms, _processes(len(new), workers))
+    new = [found for found in files if not unchanged(found, before.get(found.path), copies)]
+    read_one = partial(_record, root, pseudonyms, copies)
+    read = _read(read_one, [(found, before.get(found.path)) for found in new], _processes(len(new), workers))
     waiting = {found.path for found in new}
     records = []
     for done, found in enumerate(files, start=1):
@@ -57,10 +62,10 @@ def _processes(files: int, workers: int) -> int:
     return min(len(os.sched_getaffinity(0)), MOST, 1 + files // WORTHWHILE)
 
 
-def _read(
-    root: str, files: Sequence[tuple[FoundFile, FileRecord | None]], pseudonyms: Pseudonyms, processes: int
-) -> Iterator[FileRecord]:
-    read_one = partial(_record, root, pseudonyms)
+_File = tuple[FoundFile, FileRecord | None]
+
+
+def _read(read_one: Callable[[_File], FileRecord], files: Sequence[_File], processes: int) -> Iterator[FileRecord]:
     if processes == 1:
         yield from map(read_one, files)
         return
@@ -76,8 +81,8 @@ def _read(
         pool.shutdown(cancel_futures=True)
 
 
-def _record(root: str, pseudonyms: Pseudonyms, file: tuple[FoundFile, FileRecord | None]) -> FileRecord:
-    return record_of(root, *file, pseudonyms)
+def _record(root: str, pseudonyms: Pseudonyms, copies: Copies | None, file: _File) -> FileRecord:
+    return record_of(root, *file, pseudonyms, copies)
 
 
 def _leave_interrupts_to_the_parent() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from client.catalog import Summary
+from client.intake.deidentification.treatment import Deidentified
 from client.intake.folder import shown
 from client.intake.quality.problem import Finding
 from common.errors import DataError
@@ -44,8 +45,9 @@ class ImportReport:
 
     Counts are files, or a table's rows: `indexed` are new or changed, `removed` were indexed and are no longer.
     `summary` is the whole collection after the import, or None when it is empty; `quality` is what is amiss in it, and
-    `page` the path of the quality report, which shows it. No value of any attribute that tells people apart is in a
-    report: names of files and attributes, modalities, sizes, distances and labels are all there is.
+    `page` the path of the quality report, which shows it. `deidentified` is what was done to the copies. No value of
+    any attribute that tells people apart is in a report: names of files and attributes, modalities, sizes, distances
+    and labels are all there is.
     """
 
     collection: str
@@ -61,6 +63,7 @@ class ImportReport:
     summary: Summary | None
     quality: tuple[Finding, ...] = ()
     page: str = ""
+    deidentified: Deidentified | None = None
 
     @property
     def files(self) -> int:
@@ -85,8 +88,10 @@ class ImportReport:
             f"  {what} {self.files}: indexed {self.indexed}, unchanged {self.unchanged}, refused {len(self.refused)}"
             + (f"; no longer there or no longer accepted {self.removed}" if self.removed else ""),
         ]
+        copies = self.deidentified.lines() if self.deidentified is not None else []
         return [
-            *head, *self._collection_lines(), *self._refusal_lines(), *self._warning_lines(), *self._quality_lines()
+            *head, *self._collection_lines(), *self._refusal_lines(), *copies, *self._warning_lines(),
+            *self._quality_lines(),
         ]  # fmt: skip
 
     def as_dict(self) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def test_a_site_reads_while_an_import_writes(catalog):
 def _as_of_version_1(path: Path) -> None:
     """Make the catalog what the first version's was."""
     with sqlite3.connect(path) as connection:
-        for column in ("annotation", "acquired", "seen"):
+        for column in ("annotation", "acquired", "seen", "copy"):
             connection.execute(f"ALTER TABLE files DROP COLUMN {column}")
         connection.execute("UPDATE files SET probe = 1")
         connection.execute("PRAGMA user_version = 1")

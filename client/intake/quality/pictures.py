@@ -6,7 +6,6 @@ import base64
 import io
 from collections.abc import Sequence
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -48,7 +47,7 @@ def _picture(record: FileRecord) -> str:
     if record.format in ("", "table"):
         return ""
     try:
-        frames = format_named(record.format).frames(Path(record.root) / record.path)
+        frames = format_named(record.format).frames(record.image)
         image = next(islice(frames, max(record.frames - 1, 0) // 2, None), None)
     except (FileRefusedError, OSError):
         return ""

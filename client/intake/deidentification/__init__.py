@@ -1,0 +1,1 @@
+"""De-identification on the way in, by the profiles of PS3.15 Annex E."""
