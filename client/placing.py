@@ -82,7 +82,7 @@ def as_boxes(
     if there.sum() > most:
         raise DataError(f"an image has {there.sum()} boxes, and the job takes {most}: raise task.parameters.most_boxes")
     found = np.full((most, 1 + 2 * axes), -1, dtype=np.float32)
-    kept = np.concatenate([boxes[:, :1], corners.reshape(len(boxes), -1)], axis=1)[there]
+    kept = np.concatenate([boxes[:, :1], corners.reshape(-1, 2 * axes)], axis=1)[there]
     found[: len(kept)] = kept
     return found
 

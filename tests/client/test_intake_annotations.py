@@ -292,3 +292,12 @@ def test_regions_of_a_report_are_boxes_and_an_image_that_it_saw_without_one_has_
 def test_labels_that_nothing_tells_are_said_in_a_line(kit_folder, radiographs, options, said):
     with pytest.raises((DataError, UsageError), match=said):
         import_folder(kit_folder, "c", radiographs[0].parent, options=replace(OPTIONS, **options))
+
+
+def test_a_detection_job_takes_images_with_boxes_and_images_with_none(kit_folder, pictures, tmp_path):
+    (tmp_path / "boxes.csv").write_text("file,label,x_min,y_min,x_max,y_max\na.png,cell,10,3,20,9\nb.png,,,,,\n")
+    import_folder(kit_folder, "c", pictures, options=replace(OPTIONS, boxes=tmp_path / "boxes.csv"))
+    task, data = TaskSection(kind="detection", labels=("cell",)), DataSection(collection="c", size=(60, 80))
+    truth = open_cases(Catalog(kit_folder / CATALOG_FILE), data, "train", tmp_path / "cache", task=task).truth
+    assert sorted((boxes[:, 0] >= 0).sum() for boxes in truth) == [0, 1]
+    assert [0, 6, 20, 18, 40] in truth[:, 0].tolist()
