@@ -95,6 +95,14 @@ def mask_back(mask: npt.NDArray[Any], place: Placement) -> npt.NDArray[Any]:
     return nearest(resized, place.extent)
 
 
+def map_back(values: Pixels, place: Placement) -> Pixels:
+    """Return a map (*size) of values in [0, 1] on the image's own grid (*extent), smoothly; what was cropped is 0."""
+    resized = np.zeros(place.resized, dtype=np.float32)
+    ours, theirs = _overlap(place)
+    resized[theirs] = values[ours]
+    return _resized(resized, place.extent)
+
+
 def nearest(mask: npt.NDArray[Any], size: Sequence[int]) -> npt.NDArray[Any]:
     """Return an array at another size: each place takes the value of the one whose middle is nearest."""
     for axis, (there, wanted) in enumerate(zip(mask.shape, size, strict=True)):

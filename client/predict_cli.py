@@ -35,6 +35,9 @@ def predict(
     which: Annotated[Which, typer.Option(help="Which of the run's models.")] = Which.BEST,
     model: Annotated[Path | None, typer.Option(help="A model's file, as the coordinator handed it out.")] = None,
     job: Annotated[Path | None, typer.Option(help="The job of a model's file that does not hold it.")] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Also write where the network looked, as overlays (Grad-CAM).")
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Put the results in the place of those that are there.")
     ] = False,
@@ -67,7 +70,7 @@ def predict(
     check_free(out, overwrite=overwrite)
     path = model if model is not None else kept_model(run or "", kit, which.value)
     saved = read_saved(path, read_job(job) if job is not None else None)
-    done = write_results(saved, images, out, overwrite=overwrite, device=device)
+    done = write_results(saved, images, out, explain=explain, overwrite=overwrite, device=device)
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(done), indent=2))
         return

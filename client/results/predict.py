@@ -15,16 +15,20 @@ from torch import nn
 
 from client.intake.image import FileRefusedError
 from client.results.about import About
+from client.results.labels import probabilities
 from client.results.output import TABLE, results_folder, write_listing, write_table
+from client.results.overlay import Overlays
 from client.results.prediction import answers, views
+from client.results.saliency import Saliency
 from client.results.slides import write_slide
 from client.results.source import Source, find_sources, require_sources
 from client.results.writer import Writer, Written
 from client.results.writers import writer_of
 from client.training import pick_device
 from common.errors import UsageError
+from common.job import Job
 from common.model_file import SavedModel, code_version
-from common.networks import build_network, load_tensors
+from common.networks import build_network, case_shape, load_tensors
 from common.tasks.registry import build_task
 from common.tasks.task import Task
 
@@ -49,6 +53,7 @@ class _Predictor:
     about: About
     writer: Writer
     device: torch.device
+    saliency: Saliency | None = None
 
     def write(self, source: Source, folder: Path) -> Written:
         """Write what the model says of a source. Raises FileRefusedError."""
@@ -58,7 +63,19 @@ class _Predictor:
         if source.slide:
             return write_slide(source, self.network, self.task, self.about, target, self.device)
         said = answers(self.network, self.task, job, views(source, job.data), self.device)
-        return self.writer(source, said, self.task, self.about, target)
+        written = self.writer(source, said, self.task, self.about, target)
+        if self.saliency is not None:
+            self._explain(self.saliency, source, target)
+        return written
+
+    def _explain(self, saliency: Saliency, source: Source, target: Path) -> None:
+        """Write where the network looked for the likeliest label, one image or volume at a time."""
+        overlays, job = Overlays(source, self.about, target), self.about.job
+        for view in views(source, job.data, own=True):
+            (answer,) = answers(self.network, self.task, job, [view], self.device)
+            likely = probabilities(self.task, answer)
+            label = likely.index(max(likely))
+            overlays.add(view, saliency.of(view, label, self.device), job.task.labels[label])
 
 
 def predict(
@@ -66,11 +83,14 @@ def predict(
     images: Path,
     out: Path,
     *,
+    explain: bool = False,
     overwrite: bool = False,
     device: str = "auto",
     progress: Progress | None = None,
 ) -> Predicted:
     """Write what `model` says of every image, volume or series in `images` into the folder `out`.
+
+    With `explain` an overlay goes with each image or volume that says where the network looked.
 
     Memory: one volume, or some 2D images, at a time, and of a series its masks.
 
@@ -83,7 +103,7 @@ def predict(
     DataError
         There is nothing that can be predicted on, or the results can't be written.
     """
-    predictor = _ready(model, device)
+    predictor = _ready(model, device, explain=explain)
     found = find_sources(images)
     require_sources(found, images)
     with results_folder(out, overwrite=overwrite) as folder:
@@ -105,7 +125,7 @@ def predict(
     return Predicted(done, tuple(sorted(refused)), tuple(files))
 
 
-def _ready(model: SavedModel, device: str) -> _Predictor:
+def _ready(model: SavedModel, device: str, *, explain: bool) -> _Predictor:
     job, chosen = model.job, pick_device(device)
     if job.data.table:
         raise UsageError("the model is one of tables' rows, and results are written of images")
@@ -120,7 +140,17 @@ def _ready(model: SavedModel, device: str) -> _Predictor:
         )
     writer, network = writer_of(job.task.kind), build_network(job)
     load_tensors(network, model.tensors)
-    return _Predictor(network.to(chosen).eval(), build_task(job), About.of(model), writer, chosen)
+    network, task = network.to(chosen).eval(), build_task(job)
+    seen = _saliency(network, job, chosen) if explain else None
+    return _Predictor(network, task, About.of(model), writer, chosen, seen)
+
+
+def _saliency(network: nn.Module, job: Job, device: torch.device) -> Saliency:
+    if job.task.kind != "classification" or job.data.bagged:
+        raise UsageError(
+            "--explain is for networks that give an image labels; masks and heat maps show where they look"
+        )
+    return Saliency(network, torch.zeros((1, *case_shape(job)), device=device))
 
 
 def _below(path: str, images: Path) -> str:

@@ -26,11 +26,14 @@ from common.tasks.task import Task
 class View:
     """One image or volume as the network sees it.
 
-    Shapes: image (C, *size). `order` has for each of its slices the place of its file in the source, and of its frame
-    in that file; of a 2D image, the one. `place` says where its pixels lie on the job's grid.
+    Shapes: image (C, *size); own (*extent, C), the image as it was before, where it was asked for.
+
+    `order` has for each of its slices the place of its file in the source, and of its frame in that file; of a 2D
+    image, the one. `place` says where its pixels lie on the job's grid.
     """
 
     image: Pixels
+    own: Pixels | None
     order: tuple[tuple[int, int], ...]
     place: Placement
 
@@ -43,32 +46,34 @@ class Answer:
     outputs: Tensor
 
 
-def views(source: Source, data: DataSection) -> Iterator[View]:
+def views(source: Source, data: DataSection, *, own: bool = False) -> Iterator[View]:
     """Yield what the network sees of a source: each image at a 2D size, the whole volume at a 3D one.
+
+    With `own` the image as it was before goes with it.
 
     Raises FileRefusedError when it can't be decoded, or does not fit the size.
     """
     if data.bagged:
         raise FileRefusedError("no slide, and the model is one of slides")
     if len(data.size) == 3:
-        yield _volume(source, data)
+        yield _volume(source, data, own=own)
         return
     kind = format_named(source.format)
     for file, path in enumerate(source.paths):
         grid = kind.grid([path]) if kind.grid is not None and data.spacing else Grid(())
         for frame, (image, spacing) in enumerate(zip(kind.frames(path), repeat(_spacing(grid, data)), strict=False)):
             place = placement(image.shape[:-1], data, spacing)
-            yield View(as_case(image, data, spacing), ((file, frame),), place)
+            yield View(as_case(image, data, spacing), image if own else None, ((file, frame),), place)
 
 
-def _volume(source: Source, data: DataSection) -> View:
+def _volume(source: Source, data: DataSection, *, own: bool) -> View:
     kind = format_named(source.format)
     if kind.volume is None or kind.grid is None:
         raise FileRefusedError("a 2D image, and the model is one of volumes")
     image, grid = kind.volume(source.paths), kind.grid(source.paths)
     spacing = _spacing(grid, data)
     place = placement(image.shape[:-1], data, spacing)
-    return View(as_case(image, data, spacing), grid.order, place)
+    return View(as_case(image, data, spacing), image if own else None, grid.order, place)
 
 
 def _spacing(grid: Grid, data: DataSection) -> tuple[float, ...] | None:

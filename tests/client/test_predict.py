@@ -139,7 +139,7 @@ def drawn(source, job):
         classes = torch.from_numpy(np.random.default_rng(order[0][0]).integers(0, 3, job.data.size))
         outputs = torch.nn.functional.one_hot(classes, 3).movedim(-1, 0).float()
         place = placement(own, job.data, None)
-        answers.append(Answer(View(np.zeros(0, np.float32), order, place), outputs))
+        answers.append(Answer(View(np.zeros(0, np.float32), None, order, place), outputs))
         axes = zip(own, job.data.size, strict=True)
         picked = [np.minimum((np.arange(n) + 0.5) * m / n, m - 1).astype(int) for n, m in axes]
         back = classes.numpy()[np.ix_(*picked)].reshape(len(order), *shape)
@@ -318,3 +318,28 @@ def test_the_command_takes_a_models_file_or_a_run_and_not_both(tmp_path):
         done = CliRunner().invoke(app, [str(CT), str(out), *arguments])
         assert isinstance(done.exception, WardroundError)
         assert "one of the two" in str(done.exception)
+
+
+def test_an_explanation_is_a_picture_of_the_study_that_a_viewer_shows(tmp_path):
+    done = predict(saved(tmp_path, job_of()), CT, tmp_path / "out", explain=True)
+    assert {"CT_small.saliency.png", "CT_small.saliency.sc.dcm", "CT_small.sr.dcm"} < set(done.files)
+    made, image = (pydicom.dcmread(path) for path in (tmp_path / "out" / "CT_small.saliency.sc.dcm", CT))
+    assert np.array_equal(made.pixel_array, np.asarray(Image.open(tmp_path / "out" / "CT_small.saliency.png")))
+    assert made.pixel_array.shape == (128, 128, 3)
+    assert made.StudyInstanceUID == image.StudyInstanceUID
+    assert made.SourceImageSequence[0].ReferencedSOPInstanceUID == image.SOPInstanceUID
+    assert made.ImageComments == NOTE
+
+
+def test_an_explanation_of_a_volume_lies_on_the_volumes_own_grid(tmp_path, flair):
+    predict(saved(tmp_path, job_of(size=(16, 32, 32))), flair, tmp_path / "out", explain=True)
+    (path,) = (tmp_path / "out").glob("*.pm.dcm")
+    made = pydicom.dcmread(path)
+    assert (made.NumberOfFrames, made.Rows, made.Columns) == (22, 320, 280)
+    assert made.FrameOfReferenceUID == pydicom.dcmread(flair / "00.dcm").FrameOfReferenceUID
+    assert made.pixel_array.max() > 0
+
+
+def test_only_what_gives_labels_can_be_explained(tmp_path):
+    with pytest.raises(UsageError, match="--explain"):
+        predict(saved(tmp_path, unet()), CT, tmp_path / "out", explain=True)
