@@ -1,6 +1,6 @@
 """Phantom whole-slide images at three laboratories: pooled, each alone, federated; a slide is a bag of its tiles.
 
-    python tests/benchmarks/slides.py [--seeds 1] [--rounds 12] [--slides 16] [--out results.md]
+    python tests/benchmarks/slides.py [--seeds 1] [--rounds 12] [--slides 32] [--out results.md]
 
 Every laboratory stains in its own way. The slides are written as pyramid TIFFs (or with --dicom as DICOM), imported by
 the real intake, cut into tiles of 48 x 48 micrometres where there is tissue, and trained through the same site and
@@ -106,7 +106,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds")
     parser.add_argument("--rounds", type=int, default=12, help="rounds of one pass over the slides")
-    parser.add_argument("--slides", type=int, default=16, help="slides of each laboratory")
+    parser.add_argument("--slides", type=int, default=32, help="slides of each laboratory: a site trains on 20 or more")
     parser.add_argument("--dicom", action="store_true", help="write the slides as DICOM")
     parser.add_argument("--out", type=Path, help="also write the results here")
     wanted = parser.parse_args()
