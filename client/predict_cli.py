@@ -52,9 +52,12 @@ def predict(
 ) -> None:
     """Write what a model says of images, as DICOM that a PACS takes: drafts, and no medical device's.
 
-    Labels become a report (SR, TID 1500), masks a segmentation (SEG), each of the study and patient of its images.
-    NIfTI gets NIfTI, PNG gets PNG; results.csv has it all in a table, results.json says where it comes from. No network
-    is needed.
+    Labels become a report (SR, TID 1500), masks a segmentation (SEG), boxes a report's regions, reconstructions a
+    derived MR series, each of the study and patient of its images. NIfTI gets NIfTI, PNG gets PNG; results.csv has it
+    all in a table, results.json says where it comes from. No network is needed.
+
+    Boxes are those from the score on that the job calls a finding: its task.parameters.threshold, by default 0.3. A
+    reconstruction takes its image as fully sampled, and is made of a part of its k-space.
 
     Example: wardround predict --model model.safetensors /data/new results
              wardround predict --run chest-260101-a1b2c3 --kit kits/coordinator /data/new results

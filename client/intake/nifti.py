@@ -98,17 +98,32 @@ def write_classes(classes: npt.NDArray[np.uint8], like: Path, path: Path) -> Non
 
     Raises FileRefusedError when `like` can't be read.
     """
+    nibabel.save(_on_the_grid_of(like, classes, np.uint8), path)
+
+
+def write_values(values: Pixels, like: Path, path: Path, description: str) -> None:
+    """Write values (slices, rows, columns), ordered as `volume` orders, on the very grid of the file `like`.
+
+    The description is cut off after 79 bytes. Raises FileRefusedError when `like` can't be read.
+    """
+    made = _on_the_grid_of(like, values, np.float32)
+    made.header["descrip"] = description.encode()[:79]
+    nibabel.save(made, path)
+
+
+def _on_the_grid_of(like: Path, values: npt.NDArray[Any], kind: Any) -> Any:
+    """An image of values (slices, rows, columns) that lies where the file `like` does."""
     turns: Any = orientations
     with _readable(like), _image(like) as image:
         header, affine, shape = image.header.copy(), np.asarray(image.affine), image.shape
         back = turns.ornt_transform(turns.axcodes2ornt("LPS"), turns.io_orientation(affine))
-        values = np.asarray(turns.apply_orientation(classes.transpose(2, 1, 0), back), dtype=np.uint8)
-        made = type(image)(values.reshape(shape), affine, header)
+        turned = np.asarray(turns.apply_orientation(values.transpose(2, 1, 0), back), dtype=kind)
+        made = type(image)(turned.reshape(shape), affine, header)
     made.header.extensions.clear()  # an embedded DICOM header is of the image
-    made.set_data_dtype(np.uint8)
+    made.set_data_dtype(kind)
     made.header.set_slope_inter(1, 0)
     made.header["cal_min"], made.header["cal_max"] = 0, 0
-    nibabel.save(made, path)
+    return made
 
 
 def _read(path: Path) -> tuple[Pixels, tuple[str, ...], Acquired]:

@@ -80,6 +80,12 @@ class About:
             "contributing_equipment": [self._equipment()],
         }
 
+    def mark(self, made: Dataset) -> None:
+        """Say in an object that was made without highdicom what made it: as `device` does for its constructors."""
+        made.Manufacturer, made.ManufacturerModelName, made.DeviceSerialNumber = MAKER, MODEL_NAME, SERIAL
+        made.SoftwareVersions = code_version()
+        made.ContributingEquipmentSequence = [self._equipment()]
+
     def _equipment(self) -> Any:
         import highdicom
         from pydicom.sr.codedict import codes

@@ -83,13 +83,13 @@ def _group(
         measurements=[sr.Measurement(codes.DCM.Probability, round(value, 6), codes.UCUM.NoUnits)],
         source_images=[
             sr.SourceImageForMeasurementGroup(headers[file].SOPClassUID, headers[file].SOPInstanceUID, frames)
-            for file, frames in _references(source, order)
+            for file, frames in references(source, order)
         ],
     )
 
 
-def _references(source: Source, order: Sequence[tuple[int, int]]) -> list[tuple[int, list[int] | None]]:
-    """Each file once, with its frames (counted from 1); None for a file of one image."""
+def references(source: Source, order: Sequence[tuple[int, int]]) -> list[tuple[int, list[int] | None]]:
+    """Return each file once, with its frames (counted from 1); None for a file of one image."""
     by_file: dict[int, list[int]] = {}
     for file, frame in order:
         by_file.setdefault(file, []).append(frame + 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from client.results.boxes import write_boxes
+from client.results.images import write_images
 from client.results.labels import write_labels
 from client.results.masks import write_masks
 from client.results.writer import Writer
@@ -10,6 +12,8 @@ from common.errors import UsageError
 WRITERS: dict[str, Writer] = {
     "classification": write_labels,
     "segmentation": write_masks,
+    "detection": write_boxes,
+    "reconstruction": write_images,
 }
 
 
