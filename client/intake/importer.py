@@ -215,6 +215,7 @@ class _Intake:
             seconds=round(time.monotonic() - self.started, 3),
             indexed=len(taken) - same,
             unchanged=same,
+            drawings=sum(file.path in drawn.drawings for file in self.listing.files),
             removed=sum(path not in now or bool(now[path].reason) for path in gone),
             refused=tuple(sorted(refused)),
             flags=tuple(flags),

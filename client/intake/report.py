@@ -43,7 +43,8 @@ class Flag(NamedTuple):
 class ImportReport:
     """What one import did.
 
-    Counts are files, or a table's rows: `indexed` are new or changed, `removed` were indexed and are no longer.
+    Counts are files, or a table's rows: `indexed` are new or changed, `removed` were indexed and are no longer, and
+    `drawings` are objects (SEG, RTSTRUCT, SR) of which masks or boxes were taken.
     `summary` is the whole collection after the import, or None when it is empty; `quality` is what is amiss in it, and
     `page` the path of the quality report, which shows it. `deidentified` is what was done to the copies. No value of
     any attribute that tells people apart is in a report: names of files and attributes, modalities, sizes, distances
@@ -64,11 +65,12 @@ class ImportReport:
     quality: tuple[Finding, ...] = ()
     page: str = ""
     deidentified: Deidentified | None = None
+    drawings: int = 0
 
     @property
     def files(self) -> int:
-        """How many files (and unreadable folders) the folder has: each is indexed, unchanged or refused."""
-        return self.indexed + self.unchanged + len(self.refused)
+        """How many files (and unreadable folders) the folder has: each is indexed, unchanged, drawn from or refused."""
+        return self.indexed + self.unchanged + self.drawings + len(self.refused)
 
     @property
     def of_rows(self) -> bool:
@@ -86,6 +88,7 @@ class ImportReport:
         head = [
             f'Import of {shown(self.folder)} into "{self.collection}", {self.at}, {self.seconds:.1f} s',
             f"  {what} {self.files}: indexed {self.indexed}, unchanged {self.unchanged}, refused {len(self.refused)}"
+            + (f", taken as masks or boxes {self.drawings}" if self.drawings else "")
             + (f"; no longer there or no longer accepted {self.removed}" if self.removed else ""),
         ]
         copies = self.deidentified.lines() if self.deidentified is not None else []

@@ -107,7 +107,7 @@ def test_every_engine_gives_a_canary_one_clip_norm_along_its_own_direction_and_b
     network, tapping = tapped(build_network(found), task, found, canaries)
     everyone = with_canaries(phantom_cases(found, 4), canaries, found)
     images = torch.from_numpy(everyone.images[np.arange(4, 4 + 5 * several)])
-    targets = tapping.target(everyone.labels)[4:]
+    targets = tapping.targets(everyone)[4:]
     assert (images[several : 2 * several] == BLANK).all()
     assert (images[4 * several :] == BLANK).all()
     sample = Sample(images[: 3 * several], targets[: 3 * several], (several,) * 3)
