@@ -22,6 +22,7 @@ from common.errors import DataError
 from common.files import write_atomically
 
 FOLDER = "annotations"
+ABOUT = "annotation"
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def keep(kit_folder: Path, annotation: Annotation) -> str:
     """
     parts = {"mask": annotation.mask, "boxes": annotation.boxes}
     tensors = {name: np.ascontiguousarray(part) for name, part in parts.items() if part is not None}
-    content = save(tensors, metadata={"names": json.dumps(annotation.names), "extent": json.dumps(annotation.extent)})
+    about = {"names": annotation.names, "extent": annotation.extent}
+    content = save(tensors, metadata={ABOUT: json.dumps(about)})  # one entry: several come in any order, by chance
     name = hashlib.sha256(content).hexdigest()
     path = kit_folder / FOLDER / f"{name}.safetensors"
     try:
@@ -68,8 +70,8 @@ def read(kit_folder: Path, name: str) -> Annotation:
     path = kit_folder / FOLDER / f"{name}.safetensors"
     try:
         with safe_open(path, framework="numpy") as file:
-            about = {key: tuple(json.loads(text)) for key, text in (file.metadata() or {}).items()}
-            names, extent = about["names"], about["extent"]
+            about = json.loads((file.metadata() or {})[ABOUT])
+            names, extent = tuple(about["names"]), tuple(about["extent"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise DataError(f"{path}: an annotation is gone or damaged: import its folder again") from error
