@@ -28,6 +28,9 @@ NOT_IMAGES = {
     "RTDOSE": "a dose distribution, not an image",
 }
 """Modalities whose pixels are no picture of a patient."""
+MAKER, MODEL_NAME = "Ward Round", "wardround"
+"""What a model's results say that made them (`client.results`)."""
+DRAFT = "a model's draft, which says nothing that is true of the patient"
 _FRAME_MACROS = (
     "PixelValueTransformationSequence", "FrameVOILUTSequence", "PlanePositionSequence", "PlaneOrientationSequence",
     "PixelMeasuresSequence",
@@ -99,9 +102,16 @@ def read_header(path: Path) -> Dataset:
             raise FileRefusedError("not a readable DICOM file: it has neither a SOP class nor an image")
         name = UID(kind).name or _text(header, "Modality") or "of no known kind"
         raise FileRefusedError(f"no image: the file has no pixel data ({name})")
+    if is_draft(header):
+        raise FileRefusedError(f"no image: {DRAFT}")
     if (modality := _text(header, "Modality")) in NOT_IMAGES:
         raise FileRefusedError(f"no image: {modality}, {NOT_IMAGES[modality]}")
     return header
+
+
+def is_draft(header: Dataset) -> bool:
+    """Whether an object is a result of a model, as `wardround predict` writes them: it comes back from a PACS."""
+    return (_text(header, "Manufacturer"), _text(header, "ManufacturerModelName")) == (MAKER, MODEL_NAME)
 
 
 def modality_values(path: Path, header: Dataset) -> Iterator[tuple[Dataset, npt.NDArray[Any], npt.NDArray[np.bool_]]]:

@@ -15,6 +15,7 @@ import pydicom
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 
+from client.intake.dicom import is_draft
 from client.intake.folder import FoundFile
 from client.intake.identity import Pseudonyms
 from client.intake.labels import Labels, Row, file_key, label_of
@@ -48,11 +49,14 @@ def labels_of_tag(folder: Path, files: Sequence[FoundFile], keyword: str) -> Lab
 
 
 def labels_of_reports(folder: Path, files: Sequence[FoundFile], pseudonyms: Pseudonyms) -> Labels:
-    """Return the labels that the folder's Structured Reports give its images. Raises DataError where there are none."""
+    """Return the labels that the folder's Structured Reports give its images; a model's drafts are no such reports.
+
+    Raises DataError where there are none.
+    """
     told: dict[str, set[str]] = {}
     for found in files:
-        header = _header(folder / found.path, ["SOPClassUID"])
-        if header is None or str(header.get("SOPClassUID", "")) not in REPORTS:
+        header = _header(folder / found.path, ["SOPClassUID", "Manufacturer", "ManufacturerModelName"])
+        if header is None or str(header.get("SOPClassUID", "")) not in REPORTS or is_draft(header):
             continue
         for uid, label in findings_of(folder / found.path):
             told.setdefault(pseudonyms.of("instance", uid), set()).add(label)

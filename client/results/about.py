@@ -17,6 +17,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
+from client.intake.dicom import MAKER, MODEL_NAME
 from client.intake.image import FileRefusedError, one_line
 from client.results.source import Source
 from common.job import Job
@@ -24,7 +25,7 @@ from common.model_file import Provenance, SavedModel, code_version
 
 NOTE = "Research model's draft, read by nobody. Not a medical device."
 """Under 64 characters: it stands where the standard allows no more (PS3.5, VR LO)."""
-MAKER, MODEL_NAME, SERIAL = "Ward Round", "wardround", "0"
+SERIAL = "0"
 OWN_SCHEME = "99WARDROUND"
 """The coding scheme of the job's own labels: private schemes begin with 99 (PS3.16, 8.2)."""
 SERIES_NUMBERS = {"SR": 8101, "SEG": 8102, "SC": 8103, "PM": 8104, "MR": 8105}

@@ -9,7 +9,8 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
-from client.results.about import MAKER, MODEL_NAME, NOTE, SERIAL, About, identity
+from client.intake.dicom import MAKER, MODEL_NAME
+from client.results.about import NOTE, SERIAL, About, identity
 
 
 def document(headers: Sequence[Dataset], groups: Sequence[Any], about: About, *, in_space: bool = False) -> Dataset:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -13,10 +15,15 @@ import pytest
 from PIL import Image
 from pydicom.data import get_testdata_file
 
-from client.annotations import boxes_of, mask_of, read
+sys.path.insert(0, str(Path(__file__).parent))  # the tests' own models
+
+from saved_models import job_of, saved, unet
+
+from client.annotations import Annotation, boxes_of, keep, mask_of, read
 from client.catalog import CATALOG_FILE, Catalog
 from client.dataset import open_cases
 from client.intake.importer import ImportOptions, import_folder
+from client.results.predict import predict
 from common.errors import DataError, UsageError
 from common.job import DataSection, TaskSection
 
@@ -168,6 +175,23 @@ def test_a_dicom_segmentation_in_the_folder_is_drawn_on_its_image(kit_folder, sh
     assert np.array_equal(mask_of(drawn(kit_folder)["ct_image.dcm"], ["bone"])[0], stored)
     assert report.refused == ()
     assert "DICOM SEG: 1 taken as masks" in report.warnings
+
+
+def test_the_same_drawing_has_the_same_name_each_time(kit_folder):
+    drawing = Annotation(("liver", "spleen"), (1, 2, 2), np.array([[[0, 1], [2, 0]]], dtype=np.uint8))
+    assert len({keep(kit_folder, drawing) for _ in range(20)}) == 1
+
+
+def test_a_models_draft_is_no_truth_to_learn_from(kit_folder, shared_data, tmp_path):
+    shutil.copy(shared_data / "derived_dicom" / "ct_image.dcm", tmp_path)
+    predict(saved(tmp_path, unet()), tmp_path / "ct_image.dcm", tmp_path / "study")
+    predict(saved(tmp_path, job_of()), tmp_path / "ct_image.dcm", tmp_path / "study" / "reports")
+    shutil.move(tmp_path / "ct_image.dcm", tmp_path / "study")
+    report = import_folder(kit_folder, "c", tmp_path / "study", options=OPTIONS)
+    assert "DICOM SEG: a model's draft, which says nothing that is true of the patient (1)" in report.warnings
+    assert not drawn(kit_folder)
+    with pytest.raises(DataError, match="no Structured Report in it"):
+        import_folder(kit_folder, "d", tmp_path / "study", options=replace(OPTIONS, label_reports=True))
 
 
 @pytest.mark.parametrize(("name", "structures"), [("binary", 1), ("binary_overlap", 2), ("true_fractional", 1)])

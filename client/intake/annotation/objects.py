@@ -21,7 +21,7 @@ from pydicom.dataset import Dataset
 from client.annotations import Annotation
 from client.catalog import FileRecord
 from client.intake.annotation.masks import MOST_STRUCTURES, Structures
-from client.intake.dicom import frame_header, read_header
+from client.intake.dicom import DRAFT, frame_header, is_draft, read_header
 from client.intake.identity import Pseudonyms
 from client.intake.image import FileRefusedError, one_line
 from client.intake.series import Place, place_of
@@ -79,8 +79,11 @@ def drawn_by(drawing: Dataset, images: Images, structures: Structures) -> Iterat
     Raises
     ------
     FileRefusedError
-        It refers to no image that is indexed, or can't be understood.
+        It refers to no image that is indexed, can't be understood, or is a model's draft: a model that learns from
+        its own mistakes keeps them.
     """
+    if is_draft(drawing):
+        raise FileRefusedError(DRAFT)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
