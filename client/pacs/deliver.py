@@ -9,6 +9,7 @@ from client.intake.folder import list_folder
 from client.intake.identity import open_pseudonyms
 from client.pacs.archive import Archive, Outgoing, Sent
 from client.record import site_log
+from client.results.output import companions
 from common.errors import DataError, LinkError, UsageError
 from common.files import sha256_file
 
@@ -17,6 +18,8 @@ def send_to_pacs(
     kit_folder: Path, archive: Archive, paths: Sequence[Path], watch: Callable[[int, int], None] | None = None
 ) -> list[Sent]:
     """Send files (of a folder, all below it) and return what became of each. `watch`: (files done, files in all).
+
+    Of a folder that `wardround predict` wrote, its DICOM objects are sent, and not its tables and pictures.
 
     This is no release: nothing goes to the coordinator. The audit log has what is sent before it is, and what became of
     it; studies are in it under their pseudonyms.
@@ -31,6 +34,8 @@ def send_to_pacs(
         The PACS can't be reached, or goes away; the message says how many it has.
     """
     files = [outgoing(path) for path in _files(paths)]
+    if not files:
+        raise UsageError(f"{', '.join(map(str, paths))}: there is no DICOM file in it: nothing was sent")
     log, pseudonyms = site_log(kit_folder), open_pseudonyms(kit_folder)
     objects = [
         {"sha256": file.sha256, "sop_class": file.sop_class, "study": pseudonyms.of("study", file.study)}
@@ -73,7 +78,8 @@ def outgoing(path: Path) -> Outgoing:
 def _files(paths: Sequence[Path]) -> Iterator[Path]:
     for path in paths:
         if path.is_dir():
-            yield from (path / found.path for found in list_folder(path).files)
+            beside = companions(path)
+            yield from (path / found.path for found in list_folder(path).files if found.path not in beside)
         elif path.is_file():
             yield path
         else:

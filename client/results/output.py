@@ -72,6 +72,11 @@ def _move(staging: Path, out: Path) -> None:
         (staging / path).replace(out / path)
 
 
+def companions(folder: Path) -> frozenset[str]:
+    """Return the files of a folder of results that are no DICOM: tables, pictures, NIfTI. None of another folder."""
+    return frozenset(path.as_posix() for path in _listed(folder) if path.suffix != ".dcm")
+
+
 def _listed(out: Path) -> list[Path]:
     """The files that an earlier call wrote, by its listing; nothing outside the folder, whatever that says."""
     try:

@@ -74,6 +74,12 @@ def test_the_command_sends_and_the_log_has_what_was_sent_before_it_was(kit, ward
     assert study not in (kit / "audit.jsonl").read_text()
 
 
+def test_a_folder_without_a_file_is_not_called_sent(kit, orthanc, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="no DICOM file in it: nothing was sent"):
+        send_to_pacs(kit, pacs_of(orthanc, "C-STORE"), [tmp_path / "empty"])
+
+
 def test_what_is_no_dicom_stops_all_before_anything_is_sent(kit, orthanc, results):
     (results / "note.txt").write_text("I am no image")
     with pytest.raises(DataError, match=r"note\.txt: this is no DICOM file: nothing was sent"):
