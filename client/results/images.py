@@ -53,10 +53,10 @@ _KEPT = (
 )  # fmt: skip
 """What a derived image has from its source: whose it is, where it lies, and how it was acquired."""
 _MAY_BE_EMPTY = (
-    "PositionReferenceIndicator", "SliceThickness", "ScanOptions", "MRAcquisitionType", "RepetitionTime", "EchoTime",
-    "EchoTrainLength",
+    "Laterality", "PositionReferenceIndicator", "SliceThickness", "ScanOptions", "MRAcquisitionType", "RepetitionTime",
+    "EchoTime", "EchoTrainLength",
 )  # fmt: skip
-"""Type 2 of an MR image (PS3.3 C.8.3.1): a source without one gets it empty."""
+"""Type 2 of an MR image and its series (PS3.3 C.8.3.1, C.7.3.1): a source without one gets it empty."""
 
 
 def write_images(source: Source, answers: Iterable[Answer], task: Task, about: About, path: Path) -> Written:
