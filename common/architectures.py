@@ -131,14 +131,13 @@ def _unet(dimensions: int, channels: int, outputs: int, parameters: Parameters) 
     """MONAI's UNet of `levels` levels, the first of `width` channels and each further one of twice as many."""
     from monai.networks.nets.unet import UNet
 
-    width = _within(parameters.get("width", 16), "width", MAX_WIDTH)
-    levels = _within(parameters.get("levels", 4), "levels", MAX_LEVELS, smallest=2)
+    channels_of = _widths(parameters)
     network: nn.Module = UNet(
         spatial_dims=dimensions,
         in_channels=channels,
         out_channels=outputs,
-        channels=[width * 2**level for level in range(levels)],
-        strides=[2] * (levels - 1),
+        channels=channels_of,
+        strides=[2] * (len(channels_of) - 1),
         norm=("INSTANCE", {"affine": True}),
         num_res_units=_within(parameters.get("residual_units", 1), "residual_units", MAX_LEVELS, smallest=0),
         dropout=float(parameters.get("dropout", 0.0)),
@@ -150,14 +149,13 @@ def _attention_unet(dimensions: int, channels: int, outputs: int, parameters: Pa
     """MONAI's AttentionUnet of `levels` levels, the first of `width` channels."""
     from monai.networks.nets.attentionunet import AttentionUnet
 
-    width = _within(parameters.get("width", 16), "width", MAX_WIDTH)
-    levels = _within(parameters.get("levels", 4), "levels", MAX_LEVELS, smallest=2)
+    channels_of = _widths(parameters)
     network: nn.Module = AttentionUnet(
         spatial_dims=dimensions,
         in_channels=channels,
         out_channels=outputs,
-        channels=[width * 2**level for level in range(levels)],
-        strides=[2] * (levels - 1),
+        channels=channels_of,
+        strides=[2] * (len(channels_of) - 1),
     )
     return network
 
@@ -181,8 +179,8 @@ def _dynunet(dimensions: int, channels: int, outputs: int, parameters: Parameter
     """MONAI's DynUNet (nnU-Net's network) of `levels` levels with kernels of 3, without deep supervision."""
     from monai.networks.nets.dynunet import DynUNet
 
-    width = _within(parameters.get("width", 16), "width", MAX_WIDTH)
-    levels = _within(parameters.get("levels", 4), "levels", MAX_LEVELS, smallest=3)
+    filters = _widths(parameters, fewest=3)
+    levels = len(filters)
     network: nn.Module = DynUNet(
         spatial_dims=dimensions,
         in_channels=channels,
@@ -190,10 +188,17 @@ def _dynunet(dimensions: int, channels: int, outputs: int, parameters: Parameter
         kernel_size=[3] * levels,
         strides=[1, *[2] * (levels - 1)],
         upsample_kernel_size=[2] * (levels - 1),
-        filters=[width * 2**level for level in range(levels)],
+        filters=filters,
         res_block=bool(parameters.get("residual", False)),
     )
     return network
+
+
+def _widths(parameters: Parameters, fewest: int = 2) -> list[int]:
+    """The channels of each of `levels` levels, at least `fewest`: `width`, and at each further one twice as many."""
+    width = _within(parameters.get("width", 16), "width", MAX_WIDTH)
+    levels = _within(parameters.get("levels", 4), "levels", MAX_LEVELS, smallest=fewest)
+    return [width * 2**level for level in range(levels)]
 
 
 def _within(value: object, name: str, largest: int, smallest: int = 1) -> int:
