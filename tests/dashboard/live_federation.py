@@ -44,11 +44,12 @@ class Living:
     def people(self) -> People:
         return People(self.federation.registry.database)
 
-    def restart_coordinator(self) -> None:
+    def restart_coordinator(self, meanwhile: Callable[[], object] = lambda: None) -> None:
         """End the coordinator, and with it the dashboard, as an administrator would; then start both again."""
         self.coordinator.process.terminate()
         self.coordinator.process.wait(PATIENCE)
         self.crew._members.remove(self.coordinator)  # the crew takes an ended member for a fault
+        meanwhile()
         self.coordinator = start_coordinator(self.crew, self.federation, self.url)
 
 

@@ -149,6 +149,17 @@ def test_an_open_page_whose_session_has_ended_goes_to_the_sign_in_page(ward, bro
     context.close()
 
 
+def test_a_page_that_comes_back_after_its_session_has_ended_goes_to_the_sign_in_page(ward, browser):
+    context, page = signed_in(browser, ward.url, "viewer")
+    page.goto(f"{ward.url}/runs")
+    expect(page.get_by_role("heading", name="Runs", level=1)).to_be_visible()
+    ward.restart_coordinator(meanwhile=lambda: ward.people.end_sessions("viewer"))
+    expect(page.get_by_role("heading", name="Sign in")).to_be_visible()  # nobody has touched the page
+    enter(page, "viewer", PASSWORD)
+    expect(page).to_have_url(f"{ward.url}/runs")
+    context.close()
+
+
 def test_an_open_page_finds_the_coordinator_again_after_it_was_restarted(ward, browser):
     context, page = signed_in(browser, ward.url, "viewer")
     since = page.get_by_text(re.compile("The coordinator has been running since")).locator("time")
@@ -184,17 +195,44 @@ def test_the_keyboard_alone_reaches_content_navigation_and_form(ward, browser):
     context.close()
 
 
-def test_no_page_has_a_serious_accessibility_fault_in_either_theme(trained, ward, browser):
-    context, page = signed_in(browser, ward.url, "admin")
+def pages_of(ward, trained, page) -> list[str]:
+    """Every page of the dashboard and of the hospital's page, which `page` may then open."""
     page.goto(f"{ward.url}/models")
     model = page.get_by_role("link", name="chest-study, best").get_attribute("href")
     own = ["/", "/runs", f"/runs/{trained}", f"/compare?runs={trained}", "/new", "/models", model, "/people", "/audit"]
-    faults = {path: faults_of(page, ward.url + path) for path in own}
     page.goto(ward.link)
-    base = ward.link.split("/?")[0]
     hospital = ["/", "/data", "/jobs", "/budget", "/releases", "/audit", "/policy"]
-    faults |= {f"hospital {path}": faults_of(page, base + path) for path in hospital}
-    assert {path: found for path, found in faults.items() if found} == {}
+    return [ward.url + path for path in own] + [ward.link.split("/?")[0] + path for path in hospital]
+
+
+def test_no_page_has_a_serious_accessibility_fault_in_either_theme(trained, ward, browser):
+    context, page = signed_in(browser, ward.url, "admin")
+    faults = {url: faults_of(page, url) for url in [*pages_of(ward, trained, page), f"{ward.url}/api/v1/docs"]}
+    context.clear_cookies()
+    faults["signing in"] = faults_of(page, f"{ward.url}/sign-in")
+    assert {url: found for url, found in faults.items() if found} == {}
+    context.close()
+
+
+def test_every_page_fits_a_tablet_and_loads_nothing_from_elsewhere(trained, ward, browser):
+    context, page = signed_in(browser, ward.url, "admin")
+    pages = pages_of(ward, trained, page)
+    page.set_viewport_size({"width": 810, "height": 1080})
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("websocket", lambda socket: asked.append(socket.url.replace("ws", "http", 1)))
+    too_wide = {}
+    for url in [*pages, f"{ward.url}/api/v1/docs"]:
+        page.goto(url)
+        page.get_by_role("heading", level=1).first.wait_for()
+        page.locator("[aria-busy=true]").first.wait_for(state="detached")
+        wide = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+        if wide[0] > wide[1]:
+            too_wide[url] = wide
+    assert too_wide == {}
+    own = (ward.url, ward.link.split("/?")[0], "data:", "blob:")
+    assert len(asked) > len(pages)
+    assert [url for url in asked if not url.startswith(own)] == []
     context.close()
 
 

@@ -1,4 +1,5 @@
-// What a page needs in the browser: the theme that was chosen here, times in the viewer's zone, dialogs, a copy button.
+// What a page needs in the browser: the theme that was chosen here, times in the viewer's zone, dialogs, a copy button,
+// and a way out when the session has ended.
 (() => {
   const root = document.documentElement;
   const chosen = () => localStorage.getItem("wardround-theme");
@@ -11,6 +12,17 @@
       button.textContent = theme() === "dark" ? "Light theme" : "Dark theme";
     });
     document.querySelectorAll("[_echarts_instance_]").forEach((box) => box.dispatchEvent(new Event("theme")));
+  };
+  // A line that can't be had again may only be down, or the session has ended meanwhile: then the page goes to the door.
+  const leaveWhenTurnedAway = () => {
+    if (!window.socket) {
+      setTimeout(leaveWhenTurnedAway, 50); // NiceGUI opens it once it has built the page
+      return;
+    }
+    window.socket.on("connect_error", async () => {
+      const answer = await fetch(location.href, { method: "HEAD", redirect: "manual", cache: "no-store" }).catch(() => null);
+      if (answer && (answer.type === "opaqueredirect" || answer.status === 401)) location.reload();
+    });
   };
   root.lang = "en";
   apply();
@@ -45,6 +57,7 @@
     const more = document.createElement("span");
     more.textContent = " What you see may be out of date. If this stays, see whether the dashboard is running.";
     popup.append(more);
+    leaveWhenTurnedAway();
   });
   window.addEventListener("load", apply);
   document.addEventListener("click", (event) => {
