@@ -37,11 +37,13 @@ PLANTS = {
     "OB": b"Quillonby.pdf ", "UN": b"Zephyrine ",
     "OW": b"Quillonby ", "OF": b"Quillonby   ", "OD": b"Quillonby       ",
 }  # fmt: skip
+KEPT_UIDS = ("DeviceUID", "ManufacturerDeviceClassUID")
+"""UIDs of devices and no people: the option that keeps the device's identity keeps them."""
 TEXT_TAGS = sorted(
     tag
     for tag, (vr, _, _, _, keyword) in DicomDictionary.items()
     if vr in PLANTS and 0x0008 <= tag >> 16 < 0x7FE0 and keyword not in ARRAYS | CLASSES
-    and not keyword.endswith("SOPClassUID")
+    and not keyword.endswith("SOPClassUID") and keyword not in KEPT_UIDS
 )  # fmt: skip
 SEQUENCES = sorted(tag for tag, entry in DicomDictionary.items() if entry[0] == "SQ" and tag >> 16 >= 0x0008)
 
@@ -127,7 +129,9 @@ def test_what_training_needs_stays(tmp_path):
     dataset.Manufacturer, dataset.DeviceSerialNumber, dataset.StationName = "ACME", "SN-12", "CT1"
     dataset.PixelSpacing, dataset.ImagePositionPatient, dataset.KVP = [0.5, 0.5], [1, 2, 3], 120
     dataset.SeriesDescription, dataset.ConvolutionKernel = "AX Thorax for Dr. Quillonby 5mm", "B30f"
+    dataset.DeviceUID = "1.2.276.0.777777"
     copy = copy_of(dataset, tmp_path)[1]
+    assert copy.DeviceUID == "1.2.276.0.777777"
     assert (copy.PatientSex, copy.PatientAge, copy.PatientWeight) == ("F", "041Y", 61.5)
     assert (copy.Manufacturer, copy.DeviceSerialNumber, copy.StationName) == ("ACME", "SN-12", "CT1")
     assert (copy.PixelSpacing, copy.ImagePositionPatient, copy.KVP) == ([0.5, 0.5], [1, 2, 3], 120)
