@@ -147,4 +147,4 @@ def _resized_plane(plane: Pixels, size: tuple[int, int]) -> Pixels:
         return plane
     picture = Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32))  # mode "F"
     resized = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return np.clip(np.asarray(resized, dtype=np.float32), 0, 1)
+    return np.clip(np.asarray(resized, dtype=np.float32), -1, 1)  # parts of a complex image may be negative

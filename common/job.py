@@ -104,7 +104,9 @@ class DataSection(Section):
         description="train on random patches of this many pixels, and predict whole images window by window "
         "(default: whole images)",
     )
-    channels: Literal[1, 3] = Field(1, description="1 for grey, 3 for colour")
+    channels: Literal[1, 2, 3] = Field(
+        1, description="1 for grey, 3 for colour, 2 for complex (real and imaginary part): reconstruction of raw data"
+    )
     augment: Literal["none", "light", "strong"] = Field(
         "none",
         description='"light": small shifts and, for images, flips; "strong": also small rotations, zooms, and changes '
@@ -340,6 +342,8 @@ class Job(Section):
             raise ValueError(f"data.patch is for tasks that say something of each place: not for {self.task.kind}")
         if self.data.table and kind_of(self.task.kind).truth != "label":
             raise ValueError(f"data.features: {self.task.kind} is of images, not of a table's rows")
+        if self.data.channels == 2 and kind_of(self.task.kind).truth != "image":
+            raise ValueError(f"data.channels: complex images are for reconstruction: {self.task.kind} has 1 or 3")
         return self
 
     @model_validator(mode="after")

@@ -72,7 +72,7 @@ def _of_labels(labels: Labels | None, taken: Sequence[FileRecord]) -> list[str]:
         lines.append(f"rows of the label file that match no readable image: {unused}")
     if rows and labels is not None and not any(row.patient for row in labels.rows.values()):
         lines.append('every row counts as a patient: if several are of one person, say so by a column "patient"')
-    plain = [record for record in taken if record.format not in ("dicom", "table")]
+    plain = [record for record in taken if record.format not in ("dicom", "table") and not record.own_patient]
     if plain and len({record.patient for record in plain}) == len(plain) > 1:
         lines.append(
             "every PNG, JPEG or NIfTI file counts as a patient: if several are of one person, say so by a patient "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from client.intake import dicom, nifti, raster, series, slide, table
+from client.intake import dicom, kspace, nifti, raster, series, slide, table
 from client.intake.image import FileRefusedError, Format
 
 FORMATS = (
@@ -10,9 +10,10 @@ FORMATS = (
     Format("dicom", dicom.matches, dicom.inspect, dicom.frames, series.volume, series.grid),
     Format("raster", raster.matches, raster.inspect, raster.frames),
     Format("nifti", nifti.matches, nifti.inspect, nifti.frames, nifti.volume, nifti.grid),
+    Format("kspace", kspace.matches, kspace.inspect, kspace.frames, kspace.volume, kspace.grid),
     Format("table", table.matches, table.inspect, table.frames),
 )
-PROBE = 5
+PROBE = 6
 """Raised whenever reading a file yields other facts or pixels: files are then read, and caches made, anew."""
 HEAD_BYTES = 1024
 """So many first bytes tell the format; a file's name does not."""
@@ -38,4 +39,4 @@ def identify(head: bytes) -> Format:
     for start, reason in _KNOWN_OTHERS.items():
         if head.startswith(start):
             raise FileRefusedError(f"not an image that is read here: {reason}")
-    raise FileRefusedError("not an image that is read here: neither DICOM, PNG, JPEG, TIFF nor NIfTI")
+    raise FileRefusedError("not an image that is read here: neither DICOM, PNG, JPEG, TIFF, NIfTI nor raw MR data")

@@ -13,7 +13,10 @@ import numpy.typing as npt
 from common.errors import DataError
 
 Pixels = npt.NDArray[np.float32]
-"""Intensities in [0, 1]: an image is (rows, columns, channels), a volume (slices, rows, columns, channels)."""
+"""Intensities in [0, 1]: an image is (rows, columns, channels), a volume (slices, rows, columns, channels).
+
+1 channel is grey and 3 are colour; 2 are the real and the imaginary part of a complex image, of at most 1 in magnitude.
+"""
 
 
 class FileRefusedError(DataError):

@@ -72,9 +72,18 @@ def full_range(values: npt.NDArray[Any], largest: int) -> Pixels:
 
 
 def with_channels(pixels: Pixels, channels: int) -> Pixels:
-    """Return (..., channels): colour becomes grey by BT.601 luma, grey becomes colour by repeating it."""
+    """Return (..., channels): colour becomes grey by BT.601 luma, a complex image by its magnitude.
+
+    Grey becomes colour by repeating it, and complex with a phase of 0.
+    """
     if pixels.shape[-1] == channels:
         return pixels
+    if pixels.shape[-1] == 2:
+        magnitude = np.minimum(np.hypot(pixels[..., :1], pixels[..., 1:]), np.float32(1))
+        return np.repeat(magnitude, channels, axis=-1)
+    if channels == 2:
+        real = with_channels(pixels, 1)
+        return np.concatenate([real, np.zeros_like(real)], axis=-1)
     if channels == 1:
         return (pixels @ np.asarray(LUMA, dtype=np.float32))[..., np.newaxis]
     return np.repeat(pixels, channels, axis=-1)

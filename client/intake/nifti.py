@@ -111,6 +111,20 @@ def write_values(values: Pixels, like: Path, path: Path, description: str) -> No
     nibabel.save(made, path)
 
 
+def write_unplaced(values: Pixels, spacing: tuple[float, ...] | None, path: Path, description: str) -> None:
+    """Write values (slices, rows, columns) of which only the spacing is known (mm, in that order), not where they lie.
+
+    The description is cut off after 79 bytes.
+    """
+    kind: Any = nibabel.Nifti1Image
+    made = kind(values.transpose(2, 1, 0).astype(np.float32), None)
+    if spacing is not None:
+        made.header.set_zooms(spacing[::-1])
+        made.header.set_xyzt_units("mm")
+    made.header["descrip"] = description.encode()[:79]
+    nibabel.save(made, path)
+
+
 def _on_the_grid_of(like: Path, values: npt.NDArray[Any], kind: Any) -> Any:
     """An image of values (slices, rows, columns) that lies where the file `like` does."""
     turns: Any = orientations

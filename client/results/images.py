@@ -1,7 +1,7 @@
 """Reconstructed images as results, on the grid of the images that they are of: a DICOM MR series, NIfTI or PNG.
 
 The source is taken as fully sampled: its k-space is made by Fourier transform and columns are left out, as in training.
-So a result shows what the network makes of less, and is no reconstruction of a scanner's raw data. Each result says so.
+So a result shows what the network makes of less; each says so, and whether the source was an image or raw k-space.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from client.intake.dicom import frame_header
 from client.intake.image import FileRefusedError, Pixels
-from client.intake.nifti import write_values
+from client.intake.kspace import grid
+from client.intake.nifti import write_unplaced, write_values
 from client.placing import map_back
 from client.results.about import NOTE, SERIES_NUMBERS, About, headers_of, making, place_names, save
 from client.results.prediction import Answer
@@ -66,6 +67,10 @@ def write_images(source: Source, answers: Iterable[Answer], task: Task, about: A
     """
     headers = _placed_headers(source) if source.dicom else []
     images, rows = _restored(source, answers, task)
+    if source.format == "kspace":
+        target = path.with_name(f"{path.name}.recon.nii.gz")
+        write_unplaced(np.stack(images), grid(source.paths).spacing, target, f"raw, undersampled: {about.job.name}")
+        return Written((target,), rows)
     if source.format == "nifti":
         target = path.with_name(f"{path.name}.recon.nii.gz")
         write_values(np.stack(images), source.paths[0], target, f"fully sampled image, undersampled: {about.job.name}")

@@ -18,7 +18,7 @@ from client.intake.image import FileRefusedError
 from client.intake.pyramid import is_dicom, read_dicom_header
 from common.errors import DataError
 
-_ENDINGS = {".dcm", ".dicom", ".ima", ".nii", ".gz", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".svs"}
+_ENDINGS = {".dcm", ".dicom", ".ima", ".nii", ".gz", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".svs", ".h5", ".hdf5"}
 """Endings that a result's name does not repeat."""
 
 

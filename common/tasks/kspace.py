@@ -40,10 +40,19 @@ def column_masks(count: int, columns: int, settings: Reconstruction, random: tor
     return torch.stack(masks)
 
 
+def magnitude(images: Tensor) -> Tensor:
+    """Return (N, 1, *size) of images (N, 1, *size), or of complex ones (N, 2, *size): real part, imaginary part."""
+    return images if images.shape[1] == 1 else torch.linalg.vector_norm(images, dim=1, keepdim=True).clamp(max=1)
+
+
 def measured(images: Tensor, masks: Tensor) -> Tensor:
-    """Return the k-space (N, *size) complex of images (N, 1, *size), 0 in the columns that `masks` leaves out."""
+    """Return the k-space (N, *size) complex of images, 0 in the columns that `masks` leaves out.
+
+    `images` are (N, 1, *size), or complex ones (N, 2, *size): real part, imaginary part.
+    """
     axes = tuple(range(1, images.dim() - 1))
-    shifted = torch.fft.ifftshift(images[:, 0], dim=axes)
+    image = images[:, 0] if images.shape[1] == 1 else torch.complex(images[:, 0], images[:, 1])
+    shifted = torch.fft.ifftshift(image, dim=axes)
     kspace = torch.fft.fftshift(torch.fft.fftn(shifted, dim=axes, norm="ortho"), dim=axes)
     found: Tensor = kspace * _over_columns(masks, images.dim() - 1)
     return found

@@ -1,9 +1,10 @@
 """Reconstruction: the image from a part of its k-space.
 
-The case's image is taken as fully sampled: its k-space is made by Fourier transform, and columns are left out. That is
-no scanner's raw data: a magnitude image has no phase, and what the scanner did to it (filters, interpolation,
-compression) makes the task easier than it is at the scanner. Metrics compare methods on the same images, and say
-nothing of raw data.
+The case's image is taken as fully sampled: its k-space is made by Fourier transform, and columns are left out. With
+`data.channels = 1` that is no scanner's raw data: a magnitude image has no phase, and what the scanner did to it
+(filters, interpolation, compression) makes the task easier than it is at the scanner. Metrics compare methods on the
+same images, and say nothing of raw data. With `data.channels = 2` the image is complex, as the intake makes it of raw
+k-space (`client/intake/kspace.py`): phase and noise are the scanner's, its coils are combined before.
 
 References: Zbontar et al., "fastMRI", 2018; Wang et al., "Image Quality Assessment", IEEE TIP 2004 (SSIM); Shimron et
 al., "Implicit data crimes: machine learning bias arising from misuse of public data", PNAS 2022.
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from common.errors import JobError
 from common.job import Job
-from common.tasks.kspace import as_channels, column_masks, measured, zero_filled
+from common.tasks.kspace import as_channels, column_masks, magnitude, measured, zero_filled
 from common.tasks.means import by_patient, mean_of, noised_mean
 from common.tasks.parameters import Reconstruction as Parameters
 from common.tasks.task import Cases, Network, Shape, Tally
@@ -34,9 +35,9 @@ WINDOW = 11
 class Reconstruction:
     """The network gives the image, one channel.
 
-    Targets of a step: the images (N, 1, *size) in [0, 1]. It sees the image of what was measured (N, 1, *size), or with
-    `sees = "k-space"` what was measured and where (N, 3, *size). Scores: (N, 3) float32, PSNR in dB and SSIM (0 where
-    it is less), both of full scale 1, and NMSE, which is not a number for an empty image.
+    Targets of a step: the images' magnitudes (N, 1, *size) in [0, 1]. It sees the image of what was measured
+    (N, 1, *size), or with `sees = "k-space"` what was measured and where (N, 3, *size). Scores: (N, 3) float32, PSNR in
+    dB and SSIM (0 where it is less), both of full scale 1, and NMSE, which is not a number for an empty image.
     """
 
     outputs = 1
@@ -61,17 +62,17 @@ class Reconstruction:
         return torch.zeros(len(cases.images), 0)
 
     def made_up(self, count: int, shape: Shape, random: torch.Generator) -> Tensor:
-        """Return random images."""
+        """Return random magnitudes."""
         return torch.rand(count, 1, *shape[1:], generator=random)
 
     def inputs(self, images: Tensor, targets: Tensor, random: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Return what of images is measured, and the images.
+        """Return what of images (N, 1 or 2, *size) is measured, and their magnitudes.
 
         By masks drawn from `random`, or by the one that is always the same.
         """
         masks = column_masks(len(images), images.shape[-1], self.parameters, random)
         kspace = measured(images, masks)
-        return (as_channels(kspace, masks) if self.seen == 3 else zero_filled(kspace)), images
+        return (as_channels(kspace, masks) if self.seen == 3 else zero_filled(kspace)), magnitude(images)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return each case's mean absolute error; with "ssim-l1" 1 - SSIM as well."""
@@ -83,10 +84,10 @@ class Reconstruction:
         return network(inputs)
 
     def scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return each image's PSNR, SSIM and NMSE: (N, 3)."""
+        """Return each image's PSNR, SSIM and NMSE: (N, 3). `targets` may be the complex images themselves."""
         from monai.metrics.regression import PSNRMetric
 
-        found, true = outputs.float().nan_to_num().clamp(0, 1).cpu(), targets.float().cpu()
+        found, true = outputs.float().nan_to_num().clamp(0, 1).cpu(), magnitude(targets.float().cpu())
         psnr = PSNRMetric(max_val=1.0, reduction="none")(found, true)
         if not isinstance(psnr, Tensor):
             raise TypeError("MONAI's PSNR must be one tensor")
@@ -137,8 +138,10 @@ def _check(job: Job, settings: Parameters) -> None:
     """Raise JobError for what k-space can't be made of, and for a mask that can't be."""
     columns = job.data.size[-1]
     middle = max(1, round(columns * settings.center_fraction))
-    if job.data.channels != 1:
-        raise JobError('"data.channels": reconstruction is of grey images: set it to 1')
+    if job.data.channels == 3:
+        raise JobError('"data.channels": reconstruction is of grey images: set it to 1, or 2 for raw data')
+    if job.data.channels == 2 and job.data.augment == "strong":
+        raise JobError('"data.augment": "strong" changes brightness, which a complex image has not: set it to "light"')
     if job.data.patch:
         raise JobError('"data.patch": k-space is that of a whole image: leave it out with reconstruction')
     if job.data.scale != "unit":
