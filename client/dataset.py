@@ -19,7 +19,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ from client.intake.formats import PROBE, format_named
 from client.intake.image import FileRefusedError, Grid, Pixels
 from client.intake.table import read_values, vector
 from client.placing import as_boxes, as_case, as_mask
+from client.subgroups import Groups, groups_of
 from common.errors import DataError
 from common.files import sha256_file
 from common.job import MPP, TILES, DataSection, TaskSection
@@ -51,13 +52,15 @@ class CaseSet:
 
     Shapes: images (N, C, *size) float32 in [0, 1], mapped from the cache, or for tables (N, F) float32 of any range;
     labels N; patients (N,) int64, from 0 to patient_count - 1; truth: masks (N, *size) uint8 or boxes
-    (N, M, 1 + 2 axes) float32 (`common.tasks.task.Cases`), None where labels say it all.
+    (N, M, 1 + 2 axes) float32 (`common.tasks.task.Cases`), None where labels say it all; groups: each patient's bin by
+    trait, (patient_count,) int64, of the traits that the job names.
     """
 
     images: npt.NDArray[np.float32]
     labels: tuple[str, ...]
     patients: npt.NDArray[np.int64]
     truth: npt.NDArray[Any] | None = None
+    groups: Groups = field(default_factory=dict)
 
     @property
     def patient_count(self) -> int:
@@ -111,10 +114,11 @@ def open_cases(
     index = {patient: at for at, patient in enumerate(dict.fromkeys(owner.patient for owner in owners))}
     patients = np.array([index[owner.patient] for owner in owners], dtype=np.int64)
     labels = tuple(owner.label or "" for owner in owners)
+    traits = task.subgroups if task else ()
+    apart = groups_of(catalog.records(job_data.collection), list(index), traits) if traits else {}
     if task is None or truth in ("label", "image"):
-        return CaseSet(images, labels, patients)
-    drawn = _truth(catalog, groups, job_data, task, split, cache)
-    return CaseSet(images, labels, patients, drawn)
+        return CaseSet(images, labels, patients, groups=apart)
+    return CaseSet(images, labels, patients, _truth(catalog, groups, job_data, task, split, cache), apart)
 
 
 def _require_truth(cases: Sequence[Case], truth: Truth, collection: str, split: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from client.dataset import CaseSet
 from client.privacy.noise import SecureNoise
-from common.release import Basis, Evaluation, Numbers, evaluation_of
+from client.subgroups import shown
+from common import bins
+from common.release import Basis, ByGroup, Evaluation, Numbers, evaluation_of
 from common.tasks.task import Tally, Task
 
 BATCH, PIXELS = 256, 2**22
@@ -57,28 +59,76 @@ def predict(network: nn.Module, split: Split, task: Task, device: torch.device) 
     return Predictions(torch.cat(scores).numpy(), torch.cat(losses).numpy(), time.perf_counter() - started)
 
 
-def exact_metrics(predictions: Predictions, split: Split, task: Task, basis: Basis) -> Evaluation:
-    """Return the metrics as they are; undefined ones, and a loss that is not finite, are left out."""
-    loss = float(predictions.losses.mean())
+def exact_metrics(
+    predictions: Predictions, split: Split, task: Task, basis: Basis, *, groups_from: int | None = None
+) -> Evaluation:
+    """Return the metrics as they are; undefined ones, and a loss that is not finite, are left out.
+
+    With `groups_from` those of the split's groups go with them, of groups of at least so many patients.
+    """
+    every = np.ones(len(split.cases.labels), dtype=bool)
+    found = evaluation_of(basis, {"seconds": predictions.seconds} | _exact(predictions, split, task, every))
+    if groups_from is None:
+        return found
+    groups = []
+    for trait, places in split.cases.groups.items():
+        for place in shown(places, groups_from):
+            values = _exact(predictions, split, task, _rows_of(split, trait, place))
+            groups.append(ByGroup(trait, place, replace(evaluation_of(basis, values), by_label=())))
+    return replace(found, by_group=tuple(groups))
+
+
+def _exact(predictions: Predictions, split: Split, task: Task, rows: np.ndarray) -> dict[str, float | None]:
+    """The metrics of some rows, (N,) bool."""
+    loss = float(predictions.losses[rows].mean())
     known = {
-        "images": len(split.cases.labels),
-        "patients": split.cases.patient_count,
+        "images": float(rows.sum()),
+        "patients": float(len(np.unique(split.cases.patients[rows]))),
         "loss": loss if math.isfinite(loss) else None,
-        "seconds": predictions.seconds,
     }
-    return evaluation_of(basis, known | task.metrics(predictions.scores, split.targets.numpy()))
+    return known | task.metrics(predictions.scores[rows], split.targets.numpy()[rows])
 
 
-def noised_metrics(predictions: Predictions, split: Split, task: Task, noise_multiplier: float) -> Evaluation:
+def noised_metrics(
+    predictions: Predictions, split: Split, task: Task, noise_multiplier: float, *, groups: bool = False
+) -> Evaluation:
     """Return metrics from a tally with noise of `noise_multiplier` times its sensitivity: one Gaussian mechanism.
 
-    The noise must be in the ledger before this is called. It is always cryptographic: there are few values.
+    With `groups` those of the split's groups go with them, for one mechanism more a trait (`mechanisms`). The noise
+    must be in the ledger before this is called. It is always cryptographic: there are few values.
     """
-    tally = task.tally(predictions.scores, split.targets.numpy(), split.cases.patients)
+    every = np.ones(len(split.cases.labels), dtype=bool)
+    found = evaluation_of(
+        "noised", {"seconds": predictions.seconds} | _noised(predictions, split, task, noise_multiplier, every)
+    )
+    if not groups:
+        return found
+    of_groups = []
+    for trait in split.cases.groups:
+        for place in range(len(bins.HISTOGRAMS[trait].bins)):  # every bin, an empty one too: none tells who is there
+            values = _noised(predictions, split, task, noise_multiplier, _rows_of(split, trait, place))
+            if {f"{name}_low" for name in values} & values.keys():  # else the noise has left nothing
+                of_groups.append(ByGroup(trait, place, replace(evaluation_of("noised", values), by_label=())))
+    return replace(found, by_group=tuple(of_groups))
+
+
+def mechanisms(split: Split, *, groups: bool) -> int:
+    """Return how many Gaussian mechanisms the noised metrics of a split are, with or without those of its groups."""
+    return 1 + len(split.cases.groups) if groups else 1
+
+
+def _noised(
+    predictions: Predictions, split: Split, task: Task, noise_multiplier: float, rows: np.ndarray
+) -> dict[str, float]:
+    tally = task.tally(predictions.scores[rows], split.targets.numpy()[rows], split.cases.patients[rows])
     deviation = noise_multiplier * tally.sensitivity
     noise = SecureNoise().like(torch.from_numpy(tally.values), deviation).numpy()
-    noised = Tally(tally.values + noise, tally.sensitivity, deviation)
-    return evaluation_of("noised", {"seconds": predictions.seconds} | task.metrics_of(noised))
+    return task.metrics_of(Tally(tally.values + noise, tally.sensitivity, deviation))
+
+
+def _rows_of(split: Split, trait: str, place: int) -> np.ndarray:
+    """Which cases are of patients in a bin: (N,) bool."""
+    return np.asarray(split.cases.groups[trait][split.cases.patients] == place)
 
 
 def evaluate(network: nn.Module, split: Split, task: Task, device: torch.device) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from common.bins import HISTOGRAMS, LABEL, histogram
 from common.job import Job
 from common.statistics import counts_only
+from common.tasks.parameters import Truth, kind_of
 
 _UNITS = {"patient": "each patient, with all of the patient's images", "image": "each single image, not each patient"}
 
@@ -31,12 +32,25 @@ def in_plain_words(job: Job) -> list[str]:
 
 def _training(job: Job) -> list[str]:
     kind = "row" if job.data.table else "image"
+    groups = [
+        "At the end metrics leave for groups of the test split's patients too, by "
+        f"{' and by '.join(job.task.subgroups)}: "
+        + ("noised, and paid for." if job.private else "none of fewer patients than the policy's smallest count.")
+    ]
     return [
         f'It would train the network "{job.network.name}" on the collection "{job.data.collection}" ({_form(job)}) to '
-        f"tell apart: {', '.join(job.task.labels)} ({job.task.kind}).",
+        f"{_aim(job)} ({job.task.kind}).",
         f"Up to {job.aggregation.rounds} rounds with {len(job.sites)} sites ({', '.join(job.sites)}), combined by "
         f'"{job.aggregation.strategy}". After each round the model trained here leaves; no {kind} does.',
+        *(groups if job.task.subgroups else []),
     ]
+
+
+def _aim(job: Job) -> str:
+    aims: dict[Truth, str] = {
+        "label": "tell apart: {}", "mask": "outline: {}", "boxes": "find: {}", "image": "restore them from a part"
+    }  # fmt: skip
+    return aims[kind_of(job.task.kind).truth].format(", ".join(job.task.labels))
 
 
 def _statistics(job: Job) -> list[str]:

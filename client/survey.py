@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from client.outbox import recall, remember, request_key
 from client.policy import Cohort, Policy, check_cohort, statistics_basis
 from client.privacy.ledger import Ledger
 from client.privacy.noise import SecureNoise
+from client.subgroups import index, traits_of
 from common import bins
 from common.errors import DataError, RefusedError, UpdateError
 from common.privacy import Spending, epsilon_of
@@ -165,17 +166,14 @@ def _spreads(files: Sequence[FileRecord], labels: Sequence[str]) -> Iterator[tup
         yield name, spread
 
 
-def _places(record: FileRecord, labels: Sequence[str]) -> Mapping[str, int]:
+def _places(record: FileRecord, labels: Sequence[str]) -> dict[str, int]:
     """The bin of a file in each histogram where it has one."""
     how = record.acquired
     apart = how.between if how.between else how.thickness
-    return {
+    return traits_of(record) | {
         bins.LABEL: _label(record.label, labels),
-        "modality": _index(bins.MODALITIES, record.modality, len(bins.MODALITIES)),
-        "maker": _maker(how.manufacturer),
+        "modality": index(bins.MODALITIES, record.modality, len(bins.MODALITIES)),
         "field": bins.place(how.field, bins.FIELDS),
-        "sex": _index(("F", "M", "O"), how.sex, 3),
-        "age": len(bins.DECADES) if how.age is None else how.age // 10,
         "size": bins.place(max(record.rows, record.columns), bins.SIZES),
         "spacing": bins.place(how.spacing[0] if how.spacing else None, bins.SPACINGS),
         "distance": bins.place(None if apart is None else abs(apart), bins.DISTANCES),
@@ -183,19 +181,7 @@ def _places(record: FileRecord, labels: Sequence[str]) -> Mapping[str, int]:
 
 
 def _label(label: str | None, labels: Sequence[str]) -> int:
-    return len(labels) + 1 if label is None else _index(labels, label, len(labels))
-
-
-def _index(known: Sequence[str], value: str, otherwise: int) -> int:
-    return known.index(value) if value in known else otherwise
-
-
-def _maker(text: str) -> int:
-    said = f"{text.casefold()} "
-    for at, words in enumerate(bins.MAKERS.values()):
-        if any(said.startswith(word) or f" {word}" in said for word in words):
-            return at
-    return len(bins.MAKERS) + (not text)
+    return len(labels) + 1 if label is None else index(labels, label, len(labels))
 
 
 def _plain(weights: Weights) -> dict[str, tuple[float, ...]]:

@@ -16,7 +16,7 @@ import torch
 from client.account import Pays
 from client.bench import Bench
 from client.counts import NOISE, Count
-from client.evaluation import exact_metrics, noised_metrics, predict
+from client.evaluation import exact_metrics, mechanisms, noised_metrics, predict
 from client.memory import AFTER_ALL, Memory
 from client.methods import judged, keeps_something, kept_after, own_model, phases, received
 from client.policy import Policy, count_basis, metrics_basis
@@ -188,21 +188,26 @@ class Visit:
         basis = metrics_basis(self.policy, self.request.job, name, split.cases.patient_count)
         if basis is None:
             return None
-        noise = self._pay_for_metrics(name) if basis == "noised" else None
+        groups = name == "test"  # the others are for choosing a model, not for saying what it is worth
+        noise = self._pay_for_metrics(name, mechanisms(split, groups=groups)) if basis == "noised" else None
         if basis == "noised" and noise is None:
             return None
         predictions = predict(self.bench.network, split, self.bench.task, self.device)
         if noise is None:
-            return exact_metrics(predictions, split, self.bench.task, basis)
-        return noised_metrics(predictions, split, self.bench.task, noise)
+            least = max(1, self.policy.min_evaluation_patients) if groups else None
+            return exact_metrics(predictions, split, self.bench.task, basis, groups_from=least)
+        return noised_metrics(predictions, split, self.bench.task, noise, groups=groups)
 
-    def _pay_for_metrics(self, split: str) -> float | None:
-        """Write one evaluation in the ledger; return its noise multiplier, or None where the budget has no room."""
+    def _pay_for_metrics(self, split: str, steps: int) -> float | None:
+        """Write one evaluation of so many mechanisms in the ledger.
+
+        Returns their noise multiplier, or None where the budget has no room.
+        """
         training = split == "validation" and self.request.kind == "train"
         more = evaluations_from(self.request.job, self.site, self.request.number) if training else 1
         try:
-            noise = self.account.noise(split, "metrics", 1.0, more)
-            self.account.spend(self.request.number, split, "metrics", Spending(noise, 1.0, 1))
+            noise = self.account.noise(split, "metrics", 1.0, more * steps)
+            self.account.spend(self.request.number, split, "metrics", Spending(noise, 1.0, steps))
         except RefusedError as error:
             log.warning("run %s: no metrics on the %s split: %s", self.request.run, split, error)
             return None

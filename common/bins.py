@@ -68,6 +68,8 @@ HISTOGRAMS = {
         tuple((bin_ + 0.5) / GREYS for bin_ in range(GREYS)),
     ),
 }  # fmt: skip
+TRAITS = ("sex", "age", "maker")
+"""The histograms by whose bins a model's metrics can be told apart: those of people, and of what scanned them."""
 """What is counted beside the labels, by its name on the wire."""
 LABEL = "label"
 SENSITIVITY = math.sqrt(len(HISTOGRAMS) + 1)

@@ -44,6 +44,11 @@ class TaskSection(Section):
     multilabel: bool = Field(
         False, description="classification: whether an image can have several labels at once (or none)"
     )
+    subgroups: tuple[Literal["sex", "age", "maker"], ...] = Field(
+        (),
+        description="the test split's metrics are told for these groups of patients too, under each site's policy: "
+        '"sex", "age" (by decade), "maker" (of the scanner)',
+    )
     parameters: dict[str, int | float | str | bool] = Field(
         default_factory=dict, description="the task's own parameters (`wardround job tasks` lists them)"
     )
@@ -57,6 +62,8 @@ class TaskSection(Section):
     def _labels_are_distinct(self) -> TaskSection:
         if len(set(self.labels)) != len(self.labels) or any(not label.strip() for label in self.labels):
             raise ValueError("labels must be different and not empty")
+        if len(set(self.subgroups)) != len(self.subgroups):
+            raise ValueError("subgroups names a trait twice")
         if self.multilabel and self.kind != "classification" and self.kind in TASK_PARAMETERS:
             raise ValueError(f"multilabel is for classification: leave it out with {self.kind}")
         fewest = kind_of(self.kind).fewest_labels

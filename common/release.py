@@ -130,6 +130,19 @@ class Evaluation:
     nmse_high: float | None = _number("upper end of its 95 % interval")
     seconds: float | None = _number("seconds spent in evaluation")
     by_label: tuple[ByLabel, ...] = ()
+    by_group: tuple[ByGroup, ...] = ()
+
+
+@dataclass(frozen=True)
+class ByGroup:
+    """Metrics of the patients in one bin of a trait (`bins.TRAITS`). On the wire: `eval.TRAIT.BIN.NAME`, BIN from 0.
+
+    `found` has neither labels nor groups of its own, and leaves on the same basis as the whole.
+    """
+
+    trait: str
+    bin: int
+    found: Evaluation
 
 
 @dataclass(frozen=True)
@@ -172,12 +185,21 @@ class Numbers:
 
     def flat(self) -> dict[str, float]:
         """Return the single numbers by the names of `METRIC_FIELDS`; what is None is left out."""
-        return {name: float(value) for name, value in self._values() if not isinstance(value, tuple)} | {
-            f"eval.{item.name}.{number}": float(value)
-            for number, label in enumerate(self.evaluation.by_label if self.evaluation else ())
-            for item in fields(label)
-            if (value := getattr(label, item.name)) is not None
-        }
+        return (
+            {name: float(value) for name, value in self._values() if not isinstance(value, tuple)}
+            | {
+                f"eval.{item.name}.{number}": float(value)
+                for number, label in enumerate(self.evaluation.by_label if self.evaluation else ())
+                for item in fields(label)
+                if (value := getattr(label, item.name)) is not None
+            }
+            | {
+                f"eval.{group.trait}.{group.bin}.{item.name}": float(value)
+                for group in (self.evaluation.by_group if self.evaluation else ())
+                for item in fields(group.found)
+                if item.name not in NO_NUMBERS and (value := getattr(group.found, item.name)) is not None
+            }
+        )
 
     def lists(self) -> dict[str, list[float]]:
         """Return the histograms by the names of `METRIC_FIELDS`."""
@@ -202,7 +224,7 @@ class Numbers:
         yield from ((prefix, part) for prefix, part in parts if part is not None)
 
 
-NO_NUMBERS = frozenset({"basis", "by_label"})
+NO_NUMBERS = frozenset({"basis", "by_label", "by_group"})
 LABEL_FIELDS: dict[str, str] = {item.name: item.metadata["meaning"] for item in fields(ByLabel)}
 METRIC_FIELDS: dict[str, str] = {
     f"{prefix}.{item.name}": item.metadata["meaning"]
@@ -210,7 +232,10 @@ METRIC_FIELDS: dict[str, str] = {
     for item in fields(kind)
     if item.name not in NO_NUMBERS
 }
-"""Every number's name on the wire with its meaning: read off the types above. A label's own have its place behind."""
+"""Every number's name on the wire with its meaning, read off the types above.
+
+A label's own have its place behind; a group's have its trait and bin before (`ByLabel`, `ByGroup`).
+"""
 _HISTOGRAMS = {f"stat.{name}": len(one.bins) for name, one in bins.HISTOGRAMS.items()}
 """The histograms on the wire but for that of labels, with their number of bins."""
 
@@ -224,9 +249,12 @@ QUALITIES: tuple[str, ...] = tuple(
 
 
 def meaning_of(name: str) -> str | None:
-    """Return the meaning of a number by its name on the wire, that of a label too; None for a name that no type has."""
+    """Return the meaning of a number by its name on the wire, a label's and a group's too; None for no type's name."""
     if name in METRIC_FIELDS:
         return METRIC_FIELDS[name]
+    if (group := group_of(name)) is not None:
+        trait, number, metric = group
+        return f"{METRIC_FIELDS[f'eval.{metric}']}, of patients by {group_title(trait, number)}"
     place = _place_of(name)
     return f"{LABEL_FIELDS[place[0]]}, of the job's label {place[1]} (from 0)" if place else None
 
@@ -242,17 +270,36 @@ def metric_title(name: str, labels: Sequence[str]) -> str:
     return f"{place[0]} of {labels[place[1]]}" if place and place[1] < len(labels) else name
 
 
+def group_of(name: str) -> tuple[str, int, str] | None:
+    """Return the trait, the bin and the metric behind a group's number on the wire; None for any other name."""
+    found = re.fullmatch(r"eval\.([a-z]+)\.(0|[1-9][0-9]?)\.([a-z0-9_]+)", name)
+    if found is None or found[1] not in bins.TRAITS or f"eval.{found[3]}" not in METRIC_FIELDS:
+        return None
+    number = int(found[2])
+    return (found[1], number, found[3]) if number < len(bins.HISTOGRAMS[found[1]].bins) else None
+
+
+def group_title(trait: str, number: int) -> str:
+    """Return a group's name for people: "sex: F"."""
+    histogram = bins.HISTOGRAMS[trait]
+    return f"{histogram.title}: {histogram.bins[number]}"
+
+
 def evaluation_of(basis: Basis, values: Mapping[str, Any]) -> Evaluation:
-    """Return an evaluation of numbers by their names: `NAME`, or `NAME.K` for that of the K-th label."""
+    """Return an evaluation of numbers by name: `NAME`, `NAME.K` of the K-th label, `TRAIT.BIN.NAME` of a group."""
     labels: dict[int, dict[str, float]] = {}
+    groups: dict[tuple[str, int], dict[str, Any]] = {}
     whole: dict[str, Any] = {}
     for name, value in values.items():
-        if place := _place_of(f"eval.{name}"):
+        if group := group_of(f"eval.{name}"):
+            groups.setdefault(group[:2], {})[group[2]] = value
+        elif place := _place_of(f"eval.{name}"):
             labels.setdefault(place[1], {})[place[0]] = value
         else:
             whole[name] = value
     by_label = tuple(ByLabel(**labels.get(number, {})) for number in range(max(labels, default=-1) + 1))
-    return Evaluation(basis, **whole, by_label=by_label)
+    by_group = tuple(ByGroup(*place, Evaluation(basis, **groups[place])) for place in sorted(groups))
+    return Evaluation(basis, **whole, by_label=by_label, by_group=by_group)
 
 
 def _place_of(name: str) -> tuple[str, int] | None:

@@ -10,7 +10,7 @@ from collections import Counter
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from common.release import QUALITIES, metric_title
+from common.release import QUALITIES, group_title, metric_title
 from server.views import Interval, ModelView
 
 
@@ -30,6 +30,9 @@ def model_card(model: ModelView, federation: str) -> str:
         names=[name for name in QUALITIES if name in named],
         by_label=sorted(named - set(QUALITIES)),
         title=metric_title,
+        groups=model.groups,
+        of_groups=[name for name in QUALITIES if any(name in told.get("", {}) for told in model.groups.values())],
+        group_title=group_title,
         silent=[site for site in model.run.job.sites if site not in model.metrics],
     )
 

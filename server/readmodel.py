@@ -37,6 +37,7 @@ from server.views import (
     SiteLine,
     SiteSpend,
     SiteState,
+    by_group,
     round_line,
 )
 
@@ -212,7 +213,7 @@ class ReadModel:
     def _model(self, number: int) -> ModelView:
         line, path = self._query.model(number)
         run = self.run(line.run)
-        judged_on, metrics = "", {}
+        judged_on, metrics, groups = "", {}, {}
         for split in ("test", "validation", "train"):
             found = [one for one in run.rounds if one.kind == split and one.model_round == line.round and one.metrics]
             if found:
@@ -220,8 +221,9 @@ class ReadModel:
                 metrics = {"": found[-1].metrics} | {
                     turn.site: turn.metrics for turn in found[-1].turns if turn.metrics
                 }
+                groups = by_group(found[-1].turns)
                 break
-        return ModelView(line, run, str(self._registry.folder / path), judged_on, metrics)
+        return ModelView(line, run, str(self._registry.folder / path), judged_on, metrics, groups)
 
 
 @contextmanager

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist, median
 from typing import Any, Generic, Literal, TypeVar
 
 from common.job import Job
-from common.release import is_metric
+from common.release import group_of, is_metric
 from server.records import RoundRecord, SiteRound, Stage
 
 T = TypeVar("T")
@@ -90,6 +90,12 @@ class Interval:
     high: float | None = None
 
 
+Group = tuple[str, int]
+"""A group of patients: a trait, and its bin (`common.bins`)."""
+Groups = Mapping[Group, Mapping[str, Interval]]
+"""Metrics by group; "patients" among them says how many they are of."""
+
+
 @dataclass(frozen=True)
 class Turn:
     """One site in one round. `seconds` from request to answer, `held` of them at the site, `trained` of these training.
@@ -112,6 +118,7 @@ class Turn:
     loss: float | None
     epsilon: float | None
     metrics: Mapping[str, Interval]
+    groups: Groups = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -232,7 +239,8 @@ class RunView:
 class ModelView:
     """A model with its file and its metrics: by site and metric, and under "" those of all sites together.
 
-    `judged_on` is the split that the metrics are of, "" where the model was not evaluated.
+    `judged_on` is the split that the metrics are of, "" where the model was not evaluated. `groups` has them by group
+    of patients, site as in `metrics`, and metric, where the job asks for that and sites may tell.
     """
 
     line: ModelLine
@@ -240,6 +248,7 @@ class ModelView:
     path: str
     judged_on: str
     metrics: Mapping[str, Mapping[str, Interval]]
+    groups: Mapping[Group, Mapping[str, Mapping[str, Interval]]] = field(default_factory=dict)
 
 
 def round_line(run: str, record: RoundRecord) -> RoundLine:
@@ -284,6 +293,25 @@ def together(turns: Sequence[Turn], rows: Sequence[SiteRound]) -> dict[str, Inte
     return found
 
 
+def by_group(turns: Sequence[Turn]) -> dict[Group, dict[str, dict[str, Interval]]]:
+    """Return the metrics of each group by site, and under "" those of all sites together, weighted by its patients."""
+    found: dict[Group, dict[str, dict[str, Interval]]] = {}
+    for group in sorted({group for turn in turns for group in turn.groups}):
+        told = {turn.site: dict(turn.groups[group]) for turn in turns if group in turn.groups}
+        weights = {site: metrics["patients"].value for site, metrics in told.items() if "patients" in metrics}
+        whole: dict[str, Interval] = {}
+        for name in dict.fromkeys(name for metrics in told.values() for name in metrics if name != "patients"):
+            parts = [
+                (told[site][name], weight) for site, weight in weights.items() if name in told[site] and weight > 0
+            ]
+            if parts:
+                whole[name] = _mean(parts)
+        if weights:
+            whole["patients"] = Interval(math.fsum(weights.values()))
+        found[group] = {"": whole} | told
+    return found
+
+
 def _mean(parts: Sequence[tuple[Interval, float]]) -> Interval:
     whole = math.fsum(weight for _, weight in parts)
     value = math.fsum(part.value * weight for part, weight in parts) / whole
@@ -303,6 +331,12 @@ def _turn(row: SiteRound, flag: str) -> Turn:
         for name in (one.removeprefix("eval.") for one in numbers if one.startswith("eval."))
         if is_metric(name)
     }
+    groups: dict[Group, dict[str, Interval]] = {}
+    for trait, place, name in filter(None, map(group_of, numbers)):
+        if is_metric(name) or name == "patients":
+            wire = f"eval.{trait}.{place}.{name}"
+            told = Interval(numbers[wire], numbers.get(f"{wire}_low"), numbers.get(f"{wire}_high"))
+            groups.setdefault((trait, place), {})[name] = told
     return Turn(
         row.site,
         row.status,
@@ -318,6 +352,7 @@ def _turn(row: SiteRound, flag: str) -> Turn:
         numbers.get("train.loss"),
         numbers.get("privacy.epsilon"),
         metrics,
+        groups,
     )
 
 

@@ -11,6 +11,7 @@ from fastapi.responses import FileResponse, PlainTextResponse
 
 from common.errors import UpdateError
 from common.files import sha256_file
+from common.release import group_title
 from server.actions import Actions
 from server.dashboard import schemas
 from server.dashboard.schemas import After, JobText, Limit, Model, Number, Offset, RunName, Search
@@ -152,6 +153,15 @@ def models_router(read: ReadModel, actions: Actions) -> APIRouter:
             model=Model.of(view.line),
             judged_on=view.judged_on,
             metrics={site: dict(metrics) for site, metrics in view.metrics.items()},
+            groups=tuple(
+                schemas.GroupMetrics(
+                    trait=trait,
+                    bin=place,
+                    title=group_title(trait, place),
+                    metrics={site: dict(metrics) for site, metrics in told.items()},
+                )
+                for (trait, place), told in view.groups.items()
+            ),
             run=view.run.line,
             spends=view.run.spends,
         )

@@ -175,12 +175,22 @@ class Models(Answer):
     limit: int
 
 
+class GroupMetrics(Answer):
+    """Metrics of the patients in one bin of a trait, by site (all together under "") and metric."""
+
+    trait: str
+    bin: int
+    title: str
+    metrics: dict[str, dict[str, Interval]]
+
+
 class ModelAnswer(Answer):
-    """A model with its metrics: by site (all together under "") and metric, of the split `judged_on`."""
+    """A model with its metrics: by site (all together under "") and metric, of the split `judged_on`; and by group."""
 
     model: Model
     judged_on: str
     metrics: dict[str, dict[str, Interval]]
+    groups: tuple[GroupMetrics, ...]
     run: RunLine
     spends: tuple[SiteSpend, ...]
 

@@ -12,10 +12,11 @@ from playground import job_of, model_of
 from common.job import Job, parse_job
 from common.once import Once
 from common.web.charts import Chart
-from server.dashboard.pages import compare, federation, model, run, runs
+from server.dashboard.pages import compare, federation, model, results, run, runs
 from server.dashboard.pages.job_form import GROUPS, KEYS, changed, first_text, values_of
 from server.readmodel import ReadModel
 from server.records import RoundRecord, SiteRound
+from server.views import Interval
 
 BY_HAND = """# the study that the board approved in May
 name = "chest"
@@ -148,6 +149,15 @@ def test_metrics_of_a_label_are_shown_by_the_labels_own_name(ward, read):
         assert said in text
     assert "images" not in text
     ward.registry.stop(name)
+
+
+def test_a_models_results_by_group_are_shown_with_how_many_patients_they_are_of(ward, read):
+    women = {"patients": Interval(40.0), "auc": Interval(0.85, 0.8, 0.9)}
+    groups = {("sex", 0): {"": women, "north": women}}
+    text = str(results.by_group("This model", groups, "auc"))
+    for said in ("sex: F", ">40<", "0.850", "auc at each site", "north"):
+        assert said in text
+    assert results.by_group("This model", {}, "auc") == ""
 
 
 def test_a_model_is_shown_with_where_it_comes_from_and_beside_another(ward, read):

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from playground import PlaygroundGrid, job_of, model_of
+from playground import PlaygroundGrid, exact, job_of, model_of
 
 from common.errors import NotFoundError, RunError
 from common.job import parse_job
@@ -115,6 +115,48 @@ def test_the_card_tells_results_by_site_privacy_and_limits(read, ended):
     card = read.card(best.id)
     for text in ("| north | 2,400 |", "| all sites |", "No differential privacy", best.sha256, "no\nmedical device"):
         assert text in card
+
+
+def test_results_by_group_are_of_each_site_and_of_all_weighted_by_the_groups_patients(read, registry, federation):
+    def telling(site, patients, auc):
+        def answer(request):
+            told = site(request)
+            if request.kind != "evaluate" or request.split != "test":
+                return told
+            groups = {"eval.sex.0.patients": patients, "eval.sex.0.auc": auc, "eval.sex.0.auc_low": auc - 0.1,
+                      "eval.sex.0.auc_high": auc + 0.1}  # fmt: skip
+            return replace(told, numbers=exact(told.metrics | groups))
+
+        return answer
+
+    asked = job_of()
+    asked = asked.model_copy(update={"task": asked.task.model_copy(update={"subgroups": ("sex",)})})
+    sites = federation | {
+        "north": telling(federation["north"], 30, 0.9),
+        "south": telling(federation["south"], 10, 0.7),
+    }
+    name = run(registry, asked, sites)
+    best = next(model for model in read.models(text=name).items if model.kind == "best")
+    groups = read.model(best.id).groups
+    assert set(groups) == {("sex", 0)}
+    assert set(groups["sex", 0]) == {"", "north", "south"}
+    assert groups["sex", 0][""]["auc"].value == pytest.approx(0.85)
+    assert groups["sex", 0][""]["patients"].value == 40
+    assert 0.75 < groups["sex", 0][""]["auc"].low < 0.85  # surer than either site alone
+    assert all("." not in metric for metric in read.model(best.id).metrics["north"])
+    card = read.card(best.id)
+    assert "| sex: F | 40 | 0.850 (" in card
+    assert "| sex: F | 0.900 (0.800 to 1.000) | 0.700 (0.600 to 0.800) | - |" in card
+
+
+def test_a_card_without_groups_says_whether_they_were_asked_for(read, registry, federation, ended):
+    best = next(model for model in read.models().items if model.kind == "best")
+    assert "the job did not ask for them" in read.card(best.id)
+    asked = job_of()
+    asked = asked.model_copy(update={"task": asked.task.model_copy(update={"subgroups": ("age",)})})
+    name = run(registry, asked, federation)
+    told = read.card(read.models(text=name).items[0].id)
+    assert "Results by age were asked for, but no site could tell any" in told
 
 
 def test_the_log_of_a_run_is_its_own_and_is_followed_line_by_line(read, registry, federation, caplog):

@@ -16,7 +16,7 @@ from common.web.forms import Field, button, confirmed, html
 from common.web.frame import Piece, follow, sheet
 from common.web.tables import Column, Heading, badge
 from server.dashboard.pages.desk import PATIENCE, Desk
-from server.dashboard.pages.results import results
+from server.dashboard.pages.results import by_group, results
 from server.readmodel import ReadModel
 from server.records import Stage
 from server.roles import Person
@@ -113,7 +113,9 @@ def _code(text: str) -> Markup:
 def _results(view: ModelView) -> Markup:
     if not view.metrics:
         return Markup('<p class="soft">It was not evaluated: no site let metrics leave, or the run ended before.</p>')
-    return results(view.judged_on, "This model", view.metrics, view.run.job.task.labels)
+    job = view.run.job
+    whole = results(view.judged_on, "This model", view.metrics, job.task.labels)
+    return whole + by_group("This model", view.groups, job.aggregation.criterion)
 
 
 def _stages(line: ModelLine) -> Markup:

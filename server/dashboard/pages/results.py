@@ -1,4 +1,4 @@
-"""Metrics as tables: every one that sites release, of all sites together and of each, and of each label."""
+"""Metrics as tables: all that sites release, of all sites together and of each, of each label and group of patients."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
-from common.release import QUALITIES, metric_title
+from common.release import QUALITIES, group_title, metric_title
 from common.web import tables, words
 from common.web.tables import Column, Heading
-from server.views import Interval
+from server.views import Group, Interval
 
 Metrics = Mapping[str, Mapping[str, Interval]]
 """By site ("" for all of them together) and metric."""
@@ -27,6 +27,31 @@ def results(split: str, of: str, metrics: Metrics, labels: Sequence[str]) -> Mar
     rows = [(metric_title(name, labels), *(_interval(metrics[site].get(name)) for site in sites)) for name in by_label]
     heads = _heads("Metric of a label", [site or "all sites" for site in sites])
     return shown + tables.table(f"{of}, label by label", heads, rows, tall=True)
+
+
+def by_group(of: str, groups: Mapping[Group, Metrics], criterion: str) -> Markup:
+    """Return the tables of a model's metrics by group of patients: of all sites, and `criterion` at each of them."""
+    if not groups:
+        return Markup("")
+    whole = {group: told.get("", {}) for group, told in groups.items()}
+    names = [name for name in QUALITIES if any(name in told for told in whole.values())]
+    sites = [site for site in dict.fromkeys(site for told in groups.values() for site in told) if site]
+    heads: list[Heading] = ["Group", Column("patients", number=True), *_heads("", names)[1:]]
+    rows = [
+        (group_title(*group), _count(told.get("patients")), *(_interval(told.get(name)) for name in names))
+        for group, told in whole.items()
+    ]
+    each = [
+        (group_title(*group), *(_interval(told.get(site, {}).get(criterion)) for site in sites))
+        for group, told in groups.items()
+    ]
+    return tables.table(f"{of} by group of patients, all sites together", heads, rows, tall=True) + tables.table(
+        f"{of} by group of patients: {criterion} at each site", _heads("Group", sites), each, tall=True
+    )
+
+
+def _count(found: Interval | None) -> str | None:
+    return f"{found.value:,.0f}" if found else None
 
 
 def _heads(first: str, names: Sequence[str]) -> list[Heading]:

@@ -1,0 +1,72 @@
+"""Groups of patients by sex, age or the maker of their scanner, in public bins: to tell a model's metrics for each.
+
+A patient is in one group of each trait, so the groups of a trait are disjoint: with differential privacy one Gaussian
+mechanism serves all of them (parallel composition). Without, a group of fewer patients than the policy's smallest count
+is withheld; and as it could be found by subtracting the others from the whole, so are the smallest others until at
+least so many patients are withheld together (secondary suppression; Hundepool et al., "Statistical Disclosure
+Control", 2012).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from client.catalog import FileRecord
+from common import bins
+
+Groups = Mapping[str, npt.NDArray[np.int64]]
+"""By trait, each patient's bin: (patients,) int64."""
+
+
+def traits_of(record: FileRecord) -> dict[str, int]:
+    """Return the bin of a file in each of `bins.TRAITS`."""
+    how = record.acquired
+    return {
+        "sex": index(("F", "M", "O"), how.sex, 3),
+        "age": len(bins.DECADES) if how.age is None else how.age // 10,
+        "maker": _maker(how.manufacturer),
+    }
+
+
+def groups_of(records: Iterable[FileRecord], patients: Sequence[str], traits: Iterable[str]) -> Groups:
+    """Return the bin of each of `patients` by trait: that of most of the patient's files, and the first of a tie."""
+    found: dict[str, list[dict[str, int]]] = defaultdict(list)
+    for record in records:
+        if not record.reason:
+            found[record.patient].append(traits_of(record))
+    return {
+        trait: np.array([_usual(one[trait] for one in found[patient]) for patient in patients], dtype=np.int64)
+        for trait in traits
+    }
+
+
+def shown(places: npt.NDArray[np.int64], least: int) -> list[int]:
+    """Return the bins of a trait that may be told: those of `least` patients or more, if the rest can't be found."""
+    counts = Counter(places.tolist())
+    kept = sorted((place for place in counts if counts[place] >= least), key=lambda place: (counts[place], place))
+    hidden = sum(counts.values()) - sum(counts[place] for place in kept)
+    while kept and 0 < hidden < least:
+        hidden += counts[kept.pop(0)]
+    return sorted(kept)
+
+
+def index(known: Sequence[str], value: str, otherwise: int) -> int:
+    """Return the place of `value` in `known`, or `otherwise`."""
+    return known.index(value) if value in known else otherwise
+
+
+def _usual(places: Iterable[int]) -> int:
+    counts = Counter(places)
+    return min(counts, key=lambda place: (-counts[place], place))
+
+
+def _maker(text: str) -> int:
+    said = f"{text.casefold()} "
+    for at, words in enumerate(bins.MAKERS.values()):
+        if any(said.startswith(word) or f" {word}" in said for word in words):
+            return at
+    return len(bins.MAKERS) + (not text)
