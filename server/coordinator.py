@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import gc
+import importlib
 import logging
 import os
 import threading
@@ -111,6 +113,7 @@ def _seen(link: Link, roster: dict[str, AdmittedSite]) -> list[SiteSeen]:
 
 
 def _execute_runs(registry: Registry, link: Link, stop: threading.Event) -> None:
+    _set_apart_what_stays()
     while not stop.is_set():
         try:
             name = registry.claim()
@@ -132,6 +135,13 @@ def _execute_run(registry: Registry, link: Link, name: str, stop: threading.Even
     except WardroundError as error:
         registry.finish(name, "failed", str(error))
         raise
+
+
+def _set_apart_what_stays() -> None:
+    """Load what runs need, and keep it out of the collection that each round makes (`Carrier.collect`)."""
+    importlib.import_module("server.execution")
+    gc.collect()
+    gc.freeze()
 
 
 @contextmanager

@@ -187,7 +187,8 @@ class Drawing:
     def show(self, piece: Piece) -> None:
         """Draw another one in its place."""
         if isinstance(piece, Chart):
-            self._chart.props["options"] = piece.options
+            # Past the props' own assignment, which wraps each number of a chart that nobody changes in place.
+            dict.__setitem__(self._chart.props, "options", piece.options)
             self._chart.update()
             self._table.show(_data(piece))
 

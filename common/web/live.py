@@ -1,12 +1,18 @@
-"""Live pages: one look a second at whether anything has changed, however many pages are open."""
+"""Live pages: one look a second at whether anything has changed, however many pages are open.
+
+When bringing the pages up to date takes long, looks become rarer: it takes a tenth of the time at most.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 log = logging.getLogger("wardround.web")
+RESTS, LONGEST_REST = 9.0, 20.0
+"""After pages were brought up to date, the feed rests for so many times as long as that took, but no more seconds."""
 Listener = Callable[[int], Awaitable[None]]
 
 
@@ -14,7 +20,8 @@ class Feed:
     """Tells listeners when `version()` has another value. For one event loop.
 
     Guarantees: `version` is called by one task, in a thread; a listener that is still at work with the last change is
-    told of later ones once, when it is done, so that slow pages do not pile up.
+    told of later ones once, when it is done, so that slow pages do not pile up. Of what is done on this server itself
+    (`look`) they hear at once.
     """
 
     def __init__(self, version: Callable[[], int], seconds: float = 1.0) -> None:
@@ -78,5 +85,9 @@ class Feed:
 
     async def _watch(self) -> None:
         while True:
+            began = time.monotonic()
             await self.look()
-            await asyncio.sleep(self._seconds)
+            if at_work := [task for task in self._listeners.values() if task is not None and not task.done()]:
+                await asyncio.wait(at_work, timeout=LONGEST_REST / RESTS)
+            rest = RESTS * (time.monotonic() - began)
+            await asyncio.sleep(max(self._seconds, min(rest, LONGEST_REST)))

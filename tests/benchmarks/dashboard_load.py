@@ -4,8 +4,11 @@ Run by hand: python tests/benchmarks/dashboard_load.py paint|rounds|memory [--js
 paint   Chromium's first contentful paint of each page over 100 sites and 1,000 runs, one of 500 rounds with all sites:
         first after the dashboard's start, and the median of later ones, each in a browser context with an empty cache.
 rounds  Two sites of phantom images train in a federation of processes; blocks of rounds without and with 50 open pages
-        and 100 API requests a second take turns. Both share this machine: the load's own cost is in the ratio,
-        but for priority (the load generator is niced as far as can be; its pages are sockets, no browsers).
+        and 100 API requests a second take turns. With --apart the sites have this machine's last core to themselves,
+        and coordinator, dashboard and load the others, as hospitals and coordinator have machines of their own;
+        without it all share all. The load's own cost is in the ratio either way, but for priority (the generator is
+        niced as far as can be; its pages are sockets, no browsers). A third kind of block, with a bare loop of the
+        dashboard's priority and nothing else, says what any work on this machine costs.
 memory  Pages are opened and closed in batches: the dashboard process' resident size after each. Goal: no growth.
 """
 
@@ -32,8 +35,11 @@ sys.path[:0] = [str(HERE.parent / "dashboard"), str(HERE.parents[1])]
 
 from large_registry import Large, make_large, more_rounds  # noqa: E402
 from live_federation import Living, answers, chromium, living, until  # noqa: E402
+from open_pages import OPENING  # noqa: E402
 
+from client.policy import FILE_NAME, change_policy  # noqa: E402
 from server.dashboard.security import COOKIE  # noqa: E402
+from server.dashboard_cli import NICER  # noqa: E402
 from server.people import People  # noqa: E402
 from simulations.federation import free_port  # noqa: E402
 from simulations.processes import Crew, wardround_command  # noqa: E402
@@ -107,6 +113,8 @@ def rounds(options: argparse.Namespace) -> dict[str, Any]:
     """Return seconds a round without and with load, block by block, and their ratio."""
     with tempfile.TemporaryDirectory() as folder, living(Path(folder)) as alive:
         federation = alive.federation
+        policy = federation.site_kit(federation.sites[0]) / FILE_NAME  # nobody is there to approve the job
+        policy.write_text(change_policy(policy.read_text(), {"approval": "none"}, str(policy)))
         job = Path(folder) / "load.toml"
         text = JOB.format(
             sites=json.dumps(list(federation.sites)), collection="chest", epochs=options.epochs, rounds=10_000
@@ -115,27 +123,53 @@ def rounds(options: argparse.Namespace) -> dict[str, Any]:
         command = [*wardround_command(), "run", str(job), "--kit", str(federation.coordinator_kit), "--json"]
         run = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)["run"]
         until(lambda: len(ends(alive, run)) > 5, 120)
-        blocks: dict[str, list[list[float]]] = {"without": [], "with": []}
+        if options.apart:
+            set_apart(alive)
+        blocks: dict[str, list[list[float]]] = {"without": [], "with": [], "loop": []}
         told: list[dict[str, Any]] = []
-        for number in range(2 * options.blocks):
-            kind = "with" if number % 2 else "without"
-            with load(alive, run, options, told) if kind == "with" else contextlib.nullcontext():
-                began = time.time() + 3  # until the pages are open
-                time.sleep(options.seconds)
+        for number in range(len(blocks) * options.blocks):
+            kind = list(blocks)[number % len(blocks)]
+            beside = {"without": contextlib.nullcontext, "with": lambda: load(alive, run, options, told), "loop": loop}
+            with beside[kind]():
+                began = time.time() + OPENING + 1  # until the pages are open
+                time.sleep(OPENING + 1 + options.seconds)
                 until_now = [end for end in ends(alive, run) if end > began]
             spent = [b - a for a, b in itertools.pairwise(until_now)]
             blocks[kind].append(spent)
-            print(f"{kind:<8} {len(spent):>4} rounds, median {statistics.median(spent):.3f} s", flush=True)
+            told_of = (
+                f"median {statistics.median(spent):.3f} s, mean {statistics.mean(spent):.3f} s, most {max(spent):.3f} s"
+            )
+            print(f"{kind:<8} {len(spent):>4} rounds, {told_of}", flush=True)
     medians = {kind: statistics.median(s for block in found for s in block) for kind, found in blocks.items()}
     pairs = [
         statistics.median(with_) / statistics.median(without)
         for without, with_ in zip(blocks["without"], blocks["with"], strict=True)
     ]
-    result = {"medians": medians, "ratio": medians["with"] / medians["without"], "pairs": pairs, "load": told}
-    print(f"seconds a round {medians}, ratio {result['ratio']:.3f}, by pairs {[round(pair, 3) for pair in pairs]}")
+    ratios = {kind: medians[kind] / medians["without"] for kind in ("with", "loop")}
+    result = {"medians": medians, "ratios": ratios, "pairs": pairs, "load": told}
+    print(f"seconds a round {medians}, ratios {ratios}, by pairs {[round(pair, 3) for pair in pairs]}")
     for one in told:
         print(one)
     return result
+
+
+def set_apart(alive: Living) -> None:
+    """Give the sites the last core, and coordinator, dashboard and this process with its load the others."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[:-1])
+    for one in psutil.Process().children(recursive=True):
+        its = cores[-1:] if "site start" in " ".join(one.cmdline()) else cores[:-1]
+        for thread in one.threads():
+            os.sched_setaffinity(thread.id, its)
+
+
+@contextlib.contextmanager
+def loop() -> Iterator[None]:
+    """A process of the dashboard's priority that does nothing but count."""
+    spinner = subprocess.Popen(["nice", "-n", str(NICER), sys.executable, "-c", "while True: pass"])
+    yield
+    spinner.kill()
+    spinner.wait()
 
 
 def ends(alive: Living, run: str) -> list[float]:
@@ -153,7 +187,7 @@ def load(alive: Living, run: str, options: argparse.Namespace, told: list[dict[s
         "session": people.open_session("viewer", "127.0.0.1"),
         "token": people.issue_token("viewer", "load", ["read"], 1)[1],
         "paths": ["/", f"/runs/{run}", "/runs", "/models"], "pages": options.pages, "rate": options.rate,
-        "seconds": options.seconds + 1,
+        "seconds": options.seconds + OPENING + 2,
     }  # fmt: skip
     generator = generate(plan)
     yield
@@ -212,6 +246,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="rounds, memory: a block's or batch's length")
     parser.add_argument("--pages", type=int, default=50, help="rounds, memory: open pages")
     parser.add_argument("--rate", type=float, default=100.0, help="rounds: API requests a second")
+    parser.add_argument("--apart", action="store_true", help="rounds: sites on a core of their own")
     parser.add_argument("--epochs", type=float, default=2.0, help="rounds: the job's local epochs")
     parser.add_argument("--batches", type=int, default=10, help="memory: how many batches")
     parser.add_argument("--settle", type=float, default=45.0, help="memory: wait after a batch, till pages are gone")

@@ -1,12 +1,15 @@
 """Open pages and API requests for the dashboard's benchmark, as browsers and scripts send them, in one process.
 
 Usage: open_pages.py, with a JSON object on standard input: url, authority, session, token, paths, pages, rate, seconds.
-A page is one GET and the socket that NiceGUI's script opens for it, whose messages are read (and not drawn). Prints
-JSON: "pages" open to the end, "messages" and "bytes" they were sent, "answers" by status, "median" and "p99" s.
+A page is one GET and the socket that NiceGUI's script opens for it, whose messages are read (and not drawn). Pages are
+opened one after another, `OPENING` seconds long; one that the server turns away loads anew, as NiceGUI's script does.
+Prints JSON: "pages" open at the end, how many "reloads", "messages" and "bytes" they were sent, "answers" by status,
+"median" and "p99" s.
 """
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import json
 import re
@@ -23,6 +26,7 @@ import aiohttp
 
 ANSWERED = ("/api/v1/federation", "/api/v1/runs", "/api/v1/models", "/api/v1/participation")
 COOKIE = "__Host-wardround"
+OPENING = 6.0
 
 
 @dataclass
@@ -30,6 +34,7 @@ class Told:
     """What came back."""
 
     open_pages: int = 0
+    reloads: int = 0
     messages: int = 0
     bytes: int = 0
     answers: Counter[str] = field(default_factory=Counter)
@@ -38,19 +43,26 @@ class Told:
     def as_data(self) -> dict[str, Any]:
         ordered = sorted(self.seconds) or [0.0]
         return {
-            "pages": self.open_pages, "messages": self.messages, "bytes": self.bytes, "answers": dict(self.answers),
+            "pages": self.open_pages, "reloads": self.reloads, "messages": self.messages, "bytes": self.bytes,
+            "answers": dict(self.answers),
             "median": statistics.median(ordered), "p99": ordered[int(0.99 * (len(ordered) - 1))],
         }  # fmt: skip
 
 
-async def open_page(client: aiohttp.ClientSession, url: str, path: str, end: float, told: Told) -> None:
-    """Get a page and keep its socket open until `end`, answering the server's pings (Engine.IO 4)."""
+async def keep_open(client: aiohttp.ClientSession, url: str, path: str, wait: float, end: float, told: Told) -> None:
+    await asyncio.sleep(wait)
+    while not await open_page(client, url, path, end, told):
+        told.reloads += 1
+
+
+async def open_page(client: aiohttp.ClientSession, url: str, path: str, end: float, told: Told) -> bool:
+    """Get a page and keep its socket open until `end`, answering the server's pings (Engine.IO 4); whether it was."""
     async with client.get(url + path) as response:
         text = await response.text()
         assert response.status == 200, (path, response.status)
     found = re.search(r"query: (\{.*?\}),\n", text)
     assert found is not None, path
-    query = json.loads(found.group(1)) | {"document_id": str(uuid.uuid4()), "tab_id": str(uuid.uuid4())}
+    query = ast.literal_eval(found.group(1)) | {"document_id": str(uuid.uuid4()), "tab_id": str(uuid.uuid4())}
     words = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in query.items()}
     words |= {"EIO": "4", "transport": "websocket"}
     address = f"{url.replace('https', 'wss', 1)}/_nicegui_ws/socket.io/"
@@ -61,9 +73,10 @@ async def open_page(client: aiohttp.ClientSession, url: str, path: str, end: flo
             except TimeoutError:
                 break
             if message.type is not aiohttp.WSMsgType.TEXT:
-                return
+                return False
             await answer(socket, message.data, told)
-        told.open_pages += 1
+    told.open_pages += 1
+    return True
 
 
 async def answer(socket: aiohttp.ClientWebSocketResponse, text: str, told: Told) -> None:
@@ -111,7 +124,10 @@ async def work(plan: dict[str, Any]) -> Told:
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(**many), timeout=limit) as script,
     ):
         paths = plan["paths"]
-        pages = [open_page(browser, plan["url"], paths[n % len(paths)], end, told) for n in range(plan["pages"])]
+        pages = [
+            keep_open(browser, plan["url"], paths[n % len(paths)], OPENING * n / plan["pages"], end, told)
+            for n in range(plan["pages"])
+        ]
         asking = [ask(script, plan["url"], plan["token"], plan["rate"], end, told)] if plan["rate"] else []
         for failed in await asyncio.gather(*pages, *asking, return_exceptions=True):
             if isinstance(failed, BaseException):
