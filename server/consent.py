@@ -16,7 +16,8 @@ from server.records import SiteRound
 
 ANSWER_SECONDS = 30.0
 """How long an answer is awaited: one that comes from a person is "waiting" at once, and asked for again."""
-SHORTEST_PAUSE, LONGEST_PAUSE, GROWTH, TICK = 2.0, 60.0, 1.5, 0.2
+SHORTEST_PAUSE, LONGEST_PAUSE, GROWTH, TICK = 2.0, 300.0, 1.25, 0.2
+"""Seconds between two questions: each answer is a line in the site's log, and a person may take a week."""
 Ask = Callable[[tuple[str, ...], Mapping[str, SiteRound]], Mapping[str, SiteRound]]
 """Asks these sites, knowing what the others said; returns what each of them says now."""
 
