@@ -68,9 +68,9 @@ HISTOGRAMS = {
         tuple((bin_ + 0.5) / GREYS for bin_ in range(GREYS)),
     ),
 }  # fmt: skip
+"""What is counted beside the labels, by its name on the wire."""
 TRAITS = ("sex", "age", "maker")
 """The histograms by whose bins a model's metrics can be told apart: those of people, and of what scanned them."""
-"""What is counted beside the labels, by its name on the wire."""
 LABEL = "label"
 SENSITIVITY = math.sqrt(len(HISTOGRAMS) + 1)
 """L2 norm by which a patient moves all histograms together, at most."""

@@ -60,6 +60,8 @@ class _Predictor:
         target = folder / source.name
         target.parent.mkdir(parents=True, exist_ok=True)
         job = self.about.job
+        if source.format == "kspace" and job.task.kind != "reconstruction":
+            raise FileRefusedError(f"raw MR data, and the model is one of {job.task.kind}")
         if source.slide:
             return write_slide(source, self.network, self.task, self.about, target, self.device)
         said = answers(self.network, self.task, job, views(source, job.data), self.device)

@@ -10,15 +10,19 @@ import numpy as np
 NAMESPACE = 'xmlns="http://www.ismrm.org/ISMRMRD"'
 
 
-def header(rows: int, columns: int, extra: str = "", millimetres=(2.0, 1.0, 0.5)) -> str:
-    """An ISMRMRD header: the image is rows x columns, `millimetres` between slices, rows and columns."""
+def header(rows: int, columns: int, extra: str = "", millimetres=(2.0, 1.0, 0.5), finer: int = 1) -> str:
+    """An ISMRMRD header: the image is rows x columns, `millimetres` between slices, rows and columns.
+
+    The scanner's own image was interpolated to so many times as many pixels (`finer`).
+    """
     between, row, column = millimetres
     return (
         f'<?xml version="1.0"?><ismrmrdHeader {NAMESPACE}>{extra}'
         "<acquisitionSystemInformation><systemVendor>ACME</systemVendor><systemModel>Magnus</systemModel>"
         "<systemFieldStrength_T>2.8936</systemFieldStrength_T></acquisitionSystemInformation>"
-        "<encoding><encodedSpace><matrixSize><x>640</x><y>2</y><z>1</z></matrixSize></encodedSpace>"
-        f"<reconSpace><matrixSize><x>{rows}</x><y>{columns}</y><z>1</z></matrixSize>"
+        f"<encoding><encodedSpace><matrixSize><x>{2 * rows}</x><y>{columns}</y><z>1</z></matrixSize><fieldOfView_mm>"
+        f"<x>{2 * rows * row}</x><y>{columns * column}</y><z>{between}</z></fieldOfView_mm></encodedSpace>"
+        f"<reconSpace><matrixSize><x>{finer * rows}</x><y>{finer * columns}</y><z>1</z></matrixSize>"
         f"<fieldOfView_mm><x>{rows * row}</x><y>{columns * column}</y><z>{between}</z></fieldOfView_mm></reconSpace>"
         "</encoding></ismrmrdHeader>"
     )
@@ -58,13 +62,13 @@ def measure(images, coils: int = 4, noise: float = 0.0, seed: int = 0) -> np.nda
     return kspace_of(wide) + spread.astype(np.complex64)
 
 
-def write(path: Path, kspace, xml: str = "", patient: str = "", **more) -> Path:
+def write(path: Path, kspace, xml: str = "", patient="", *, as_list: bool = False, **more) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
         file["kspace"] = kspace
         if xml:
-            file["ismrmrd_header"] = xml.encode()
-        if patient:
+            file["ismrmrd_header"] = [xml.encode()] if as_list else xml.encode()
+        if np.size(patient) != 1 or patient != "":
             file.attrs["patient_id"] = patient
         for name, value in more.items():
             file[name] = value

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import io
 import sys
 from pathlib import Path
 
@@ -11,11 +13,12 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))  # the tests' own measurements and models
 
 from raw_measurements import header, kspace_of, measure, with_phase, write
-from saved_models import job_of, saved
+from saved_models import job_of, saved, unet
 
 from client.catalog import CATALOG_FILE, Catalog
 from client.dataset import open_cases
@@ -24,8 +27,10 @@ from client.intake.image import FileRefusedError
 from client.intake.importer import ImportOptions, import_folder
 from client.intake.intensity import with_channels
 from client.intake.kspace import combined
+from client.intake.quality.pictures import _encoded
 from client.results.predict import predict
 from client.site import Site
+from common.errors import DataError
 from common.job import Job
 from common.networks import initial_model
 from common.update import Request
@@ -79,14 +84,43 @@ def test_the_header_says_matrix_spacing_and_scanner_and_the_file_whose_it_is(tmp
     assert (facts.rows, facts.columns, facts.frames, facts.modality, facts.patient) == (48, 40, 2, "MR", "0f3c")
     assert (facts.acquired.manufacturer, facts.acquired.model, facts.acquired.field) == ("ACME", "Magnus", 2.9)
     assert RAW.grid([path]).spacing == pytest.approx((2.0, 1.0, 0.5))
+    assert (facts.acquired.spacing, facts.acquired.thickness) == (pytest.approx((1.0, 0.5)), pytest.approx(2.0))
     without = write(tmp_path / "b.h5", measure(heads()))
     assert (RAW.inspect(without).rows, RAW.grid([without]).spacing) == (96, None)
 
 
+def test_the_image_is_what_the_header_wants_to_see_in_pixels_as_they_were_measured(tmp_path):
+    # The scanner shows 96 x 80 pixels, interpolated; measured are 48 x 40 in the same field of view.
+    path = write(tmp_path / "a.h5", measure(heads()), header(48, 40, finer=2), as_list=True)
+    facts = RAW.inspect(path)
+    assert (facts.rows, facts.columns) == (48, 40)
+    assert RAW.grid([path]).spacing == pytest.approx((2.0, 1.0, 0.5))
+
+
 def test_a_header_that_names_its_patient_is_told(tmp_path):
-    person = "<subjectInformation><patientName>Quillonby^Z</patientName><patientID/></subjectInformation>"
-    path = write(tmp_path / "a.h5", measure(heads()), header(48, 40, person))
-    assert RAW.inspect(path).identifiers == ("PatientName",)
+    person = "<subjectInformation><patientName>Quillonby^Z</patientName><patientName/><patientGender>F</patientGender>"
+    path = write(tmp_path / "a.h5", measure(heads()), header(48, 40, f"{person}</subjectInformation>"))
+    facts = RAW.inspect(path)
+    assert (facts.identifiers, facts.acquired.sex) == (("PatientName",), "F")
+
+
+@pytest.mark.parametrize("patient", ["17", b"17", np.bytes_(b"17"), np.array(["17"], dtype="S2"), 17, np.int64(17)])
+def test_whose_a_file_is_is_read_however_it_is_stored(tmp_path, patient):
+    assert RAW.inspect(write(tmp_path / "a.h5", measure(heads()), patient=patient)).patient == "17"
+
+
+def unwritten(path):
+    with h5py.File(path, "w") as file:
+        file.create_dataset("kspace", (4000, 1024, 1024), np.complex64, chunks=(1, 1024, 1024))
+
+
+def damaged(path):
+    """Bytes overturned in the file's own structure, where HDF5's library can crash on them."""
+    content = bytearray(write(path, measure(heads(), coils=2), header(48, 40)).read_bytes())
+    random = np.random.default_rng(0)
+    for place in random.integers(8, 2000, 200):
+        content[place] = random.integers(256)
+    path.write_bytes(content)
 
 
 def external(path):
@@ -109,6 +143,11 @@ def cut_short(path):
     (lambda path: write(path, measure(heads()), "<!DOCTYPE x [<!ENTITY a 'b'>]><x>&a;</x>"), "no ISMRMRD header"),
     (lambda path: h5py.File(path, "w").close(), 'without "kspace"'),
     (external, "no data set of the file itself"),
+    (unwritten, "not written whole"),
+    (lambda path: write(path, np.ones((1, 300, 8, 8), np.complex64)), "256 coils"),
+    (lambda path: write(path, np.full((1, 8, 8), 1e38, np.complex64)), "beyond reason"),
+    (lambda path: write(path, measure(heads()), patient=np.zeros((2, 2))), "no text: whose it is"),
+    (damaged, "can't be read"),
     (cut_short, "can't be read"),
 ])  # fmt: skip
 def test_a_file_that_is_no_whole_measurement_is_refused_with_its_reason(tmp_path, written, why):
@@ -117,6 +156,28 @@ def test_a_file_that_is_no_whole_measurement_is_refused_with_its_reason(tmp_path
     with pytest.raises(FileRefusedError, match=why) as raised:
         RAW.inspect(path)
     assert str(tmp_path) not in str(raised.value)
+
+
+def test_a_file_that_crashes_the_library_is_refused_and_the_import_lives(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.h5", measure(heads()))
+    monkeypatch.setattr("client.intake.kspace.READ_ALL", "import os; os.abort()")  # as the library does
+    with pytest.raises(FileRefusedError, match="crashes HDF5's library"):
+        RAW.inspect(path)
+
+
+def test_the_report_on_quality_shows_the_magnitude(tmp_path):
+    image = RAW.volume([write(tmp_path / "a.h5", measure(heads()), header(48, 40))])[0]
+    shown = base64.b64decode(_encoded(image).partition(",")[2])
+    with Image.open(io.BytesIO(shown)) as picture:
+        assert picture.mode == "L"
+        pixels = np.asarray(picture) / 255
+    assert np.abs(pixels - with_channels(image, 1)[..., 0]).max() < 0.01
+
+
+def test_a_model_of_another_task_refuses_raw_data_and_says_so(tmp_path):
+    write(tmp_path / "in" / "a.h5", measure(heads()), header(48, 40))
+    with pytest.raises(DataError, match="raw MR data, and the model is one of segmentation"):
+        predict(saved(tmp_path, unet()), tmp_path / "in", tmp_path / "out")
 
 
 def test_a_job_for_complex_images_reads_pictures_too_and_one_for_grey_images_the_magnitude(tmp_path, kit_folder):

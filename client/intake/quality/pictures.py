@@ -13,6 +13,7 @@ from PIL import Image
 from client.catalog import FileRecord
 from client.intake.formats import format_named
 from client.intake.image import FileRefusedError, Pixels
+from client.intake.intensity import with_channels
 
 SIDE = 112
 """The longer side of a picture, in pixels."""
@@ -55,6 +56,7 @@ def _picture(record: FileRecord) -> str:
 
 
 def _encoded(image: Pixels) -> str:
+    image = with_channels(image, 1) if image.shape[-1] == 2 else image
     levels = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
     picture = Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels[..., :3])
     picture.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
