@@ -105,7 +105,7 @@ def import_(
     collection: Annotated[str, typer.Option(help="The collection's name, as jobs will call it.")],
     folder: Annotated[
         Path | None,
-        typer.Argument(help="A folder of DICOM, NIfTI, PNG or JPEG files, read recursively; or a table: one CSV file."),
+        typer.Argument(help="A folder of DICOM, NIfTI, PNG, JPEG or raw MR files, read recursively; or a table (CSV)."),
     ] = None,
     labels: Annotated[
         Path | None, typer.Option(help="CSV with a patient, study or file column and a label column.")
@@ -152,7 +152,10 @@ def import_(
         typer.Option(help="Boxes: CSV (file, label, x_min, y_min, x_max, y_max), COCO's JSON, or VOC's folder."),
     ] = None,
     patient_from: Annotated[
-        PatientFrom, typer.Option(help='Whose image a PNG, JPEG or NIfTI is: each "file" a patient, or each "folder".')
+        PatientFrom,
+        typer.Option(
+            help='Whose a file is that does not say it (PNG, JPEG, NIfTI): each "file" a patient, or each "folder".'
+        ),
     ] = PatientFrom.FILE,
     modality: Annotated[list[str] | None, typer.Option(help="Take only these DICOM modalities (repeatable).")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the split by patient, at the first import.")] = None,

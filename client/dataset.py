@@ -50,10 +50,10 @@ SLIDES_WANT = (
 class CaseSet:
     """The decoded cases of one split.
 
-    Shapes: images (N, C, *size) float32 in [0, 1], mapped from the cache, or for tables (N, F) float32 of any range;
-    labels N; patients (N,) int64, from 0 to patient_count - 1; truth: masks (N, *size) uint8 or boxes
-    (N, M, 1 + 2 axes) float32 (`common.tasks.task.Cases`), None where labels say it all; groups: each patient's bin by
-    trait, (patient_count,) int64, of the traits that the job names.
+    Shapes: images (N, C, *size) float32 in [0, 1] (complex ones in [-1, 1]), mapped from the cache, or for tables
+    (N, F) float32 of any range; labels N; patients (N,) int64, from 0 to patient_count - 1; truth: masks (N, *size)
+    uint8 or boxes (N, M, 1 + 2 axes) float32 (`common.tasks.task.Cases`), None where labels say it all; groups: each
+    patient's bin by trait, (patient_count,) int64, of the traits that the job names, of the test split.
     """
 
     images: npt.NDArray[np.float32]
@@ -114,7 +114,7 @@ def open_cases(
     index = {patient: at for at, patient in enumerate(dict.fromkeys(owner.patient for owner in owners))}
     patients = np.array([index[owner.patient] for owner in owners], dtype=np.int64)
     labels = tuple(owner.label or "" for owner in owners)
-    traits = task.subgroups if task else ()
+    traits = task.subgroups if task and split == "test" else ()  # the split that says what a model is worth
     apart = groups_of(catalog.records(job_data.collection), list(index), traits) if traits else {}
     if task is None or truth in ("label", "image"):
         return CaseSet(images, labels, patients, groups=apart)

@@ -17,13 +17,18 @@ from torch import Tensor, nn
 
 from client.dataset import CaseSet
 from client.privacy.noise import SecureNoise
-from client.subgroups import shown
+from client.subgroups import released
 from common import bins
 from common.release import Basis, ByGroup, Evaluation, Numbers, evaluation_of
 from common.tasks.task import Tally, Task
 
 BATCH, PIXELS = 256, 2**22
 """Most images, and most pixels or voxels, that are evaluated at once: memory stays in bounds in 3D too."""
+
+
+Rows = np.ndarray | slice
+"""Some of a split's cases: (N,) bool, or EVERY one, of which nothing is copied."""
+EVERY = slice(None)
 
 
 @dataclass(frozen=True)
@@ -66,24 +71,22 @@ def exact_metrics(
 
     With `groups_from` those of the split's groups go with them, of groups of at least so many patients.
     """
-    every = np.ones(len(split.cases.labels), dtype=bool)
-    found = evaluation_of(basis, {"seconds": predictions.seconds} | _exact(predictions, split, task, every))
+    found = evaluation_of(basis, {"seconds": predictions.seconds} | _exact(predictions, split, task, EVERY))
     if groups_from is None:
         return found
     groups = []
-    for trait, places in split.cases.groups.items():
-        for place in shown(places, groups_from):
-            values = _exact(predictions, split, task, _rows_of(split, trait, place))
-            groups.append(ByGroup(trait, place, replace(evaluation_of(basis, values), by_label=())))
+    for trait, place in released(split.cases.groups, groups_from):
+        values = _exact(predictions, split, task, _rows_of(split, trait, place))
+        groups.append(ByGroup(trait, place, replace(evaluation_of(basis, values), by_label=())))
     return replace(found, by_group=tuple(groups))
 
 
-def _exact(predictions: Predictions, split: Split, task: Task, rows: np.ndarray) -> dict[str, float | None]:
-    """The metrics of some rows, (N,) bool."""
+def _exact(predictions: Predictions, split: Split, task: Task, rows: Rows) -> dict[str, float | None]:
     loss = float(predictions.losses[rows].mean())
+    patients = split.cases.patients[rows]
     known = {
-        "images": float(rows.sum()),
-        "patients": float(len(np.unique(split.cases.patients[rows]))),
+        "images": float(len(patients)),
+        "patients": float(len(np.unique(patients))),
         "loss": loss if math.isfinite(loss) else None,
     }
     return known | task.metrics(predictions.scores[rows], split.targets.numpy()[rows])
@@ -97,9 +100,8 @@ def noised_metrics(
     With `groups` those of the split's groups go with them, for one mechanism more a trait (`mechanisms`). The noise
     must be in the ledger before this is called. It is always cryptographic: there are few values.
     """
-    every = np.ones(len(split.cases.labels), dtype=bool)
     found = evaluation_of(
-        "noised", {"seconds": predictions.seconds} | _noised(predictions, split, task, noise_multiplier, every)
+        "noised", {"seconds": predictions.seconds} | _noised(predictions, split, task, noise_multiplier, EVERY)
     )
     if not groups:
         return found
@@ -118,7 +120,7 @@ def mechanisms(split: Split, *, groups: bool) -> int:
 
 
 def _noised(
-    predictions: Predictions, split: Split, task: Task, noise_multiplier: float, rows: np.ndarray
+    predictions: Predictions, split: Split, task: Task, noise_multiplier: float, rows: Rows
 ) -> dict[str, float]:
     tally = task.tally(predictions.scores[rows], split.targets.numpy()[rows], split.cases.patients[rows])
     deviation = noise_multiplier * tally.sensitivity

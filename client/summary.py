@@ -35,7 +35,8 @@ def _training(job: Job) -> list[str]:
     groups = [
         "At the end metrics leave for groups of the test split's patients too, by "
         f"{' and by '.join(job.task.subgroups)}: "
-        + ("noised, and paid for." if job.private else "none of fewer patients than the policy's smallest count.")
+        + ("noised and paid for; or, where the policy lets the split's metrics leave exactly, " if job.private else "")
+        + "none of fewer patients than the policy's smallest count."
     ]
     return [
         f'It would train the network "{job.network.name}" on the collection "{job.data.collection}" ({_form(job)}) to '

@@ -47,7 +47,7 @@ class TaskSection(Section):
     subgroups: tuple[Literal["sex", "age", "maker"], ...] = Field(
         (),
         description="the test split's metrics are told for these groups of patients too, under each site's policy: "
-        '"sex", "age" (by decade), "maker" (of the scanner)',
+        '"sex", "age" (by decade), "maker" (of the scanner); with DP each of them adds to the noise of all',
     )
     parameters: dict[str, int | float | str | bool] = Field(
         default_factory=dict, description="the task's own parameters (`wardround job tasks` lists them)"
@@ -349,6 +349,12 @@ class Job(Section):
             raise ValueError(f"data.patch is for tasks that say something of each place: not for {self.task.kind}")
         if self.data.table and kind_of(self.task.kind).truth != "label":
             raise ValueError(f"data.features: {self.task.kind} is of images, not of a table's rows")
+        if self.task.subgroups and self.data.table:
+            raise ValueError("task.subgroups: a table's rows have no scanner's header: leave it out with data.features")
+        if self.task.subgroups and self.privacy.unit == "image":
+            raise ValueError(
+                'task.subgroups: an image can move its patient to another group: needs privacy.unit = "patient"'
+            )
         if self.data.channels == 2 and kind_of(self.task.kind).truth != "image":
             raise ValueError(f"data.channels: complex images are for reconstruction: {self.task.kind} has 1 or 3")
         return self

@@ -23,7 +23,7 @@ from common.web.tables import Column, Heading, badge
 
 LONGEST_NAME = 100
 EFFECTS = {
-    "approved": "The site takes part from the coordinator's next message on. It may be taken back at any time.",
+    "approved": "The site takes part when the coordinator asks again, within five minutes. It may be taken back.",
     "denied": "The coordinator is told, with the reason. A run under way goes on without this site.",
 }
 

@@ -75,8 +75,8 @@ def _of_labels(labels: Labels | None, taken: Sequence[FileRecord]) -> list[str]:
     plain = [record for record in taken if record.format not in ("dicom", "table") and not record.own_patient]
     if plain and len({record.patient for record in plain}) == len(plain) > 1:
         lines.append(
-            "every PNG, JPEG or NIfTI file counts as a patient: if several are of one person, say so by a patient "
-            "column in the label file, or by a folder for each patient"
+            "every file that names no patient (PNG, JPEG, NIfTI) counts as one: if several are of one person, say so "
+            "by a patient column in the label file, or by a folder for each patient"
         )
     return lines
 

@@ -1,6 +1,6 @@
 """Live pages: one look a second at whether anything has changed, however many pages are open.
 
-When bringing the pages up to date takes long, looks become rarer: it takes a tenth of the time at most.
+When bringing the pages up to date takes much of a processor, looks become rarer: it takes about a tenth of one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 log = logging.getLogger("wardround.web")
 RESTS, LONGEST_REST = 9.0, 20.0
-"""After pages were brought up to date, the feed rests for so many times as long as that took, but no more seconds."""
+"""After pages were brought up to date, the feed rests so many times the processor's seconds of that, up to so many."""
 Listener = Callable[[int], Awaitable[None]]
 
 
@@ -85,9 +85,9 @@ class Feed:
 
     async def _watch(self) -> None:
         while True:
-            began = time.monotonic()
+            began = time.process_time()  # and not the clock's: a page that waits for something holds nobody up
             await self.look()
             if at_work := [task for task in self._listeners.values() if task is not None and not task.done()]:
                 await asyncio.wait(at_work, timeout=LONGEST_REST / RESTS)
-            rest = RESTS * (time.monotonic() - began)
+            rest = RESTS * (time.process_time() - began)
             await asyncio.sleep(max(self._seconds, min(rest, LONGEST_REST)))

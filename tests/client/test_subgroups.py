@@ -6,17 +6,21 @@ import csv
 
 import numpy as np
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from client.dataset import CaseSet
+from client.evaluation import Split, exact_metrics, predict
 from client.intake.importer import import_folder
 from client.site import Site
-from client.subgroups import shown
+from client.subgroups import released, shown
 from common import bins
-from common.job import parse_job
-from common.networks import initial_model
+from common.job import Job, parse_job
+from common.networks import build_network, initial_model
 from common.privacy import epsilon_of
-from common.release import group_of, meaning_of, numbers_of
+from common.release import Numbers, group_of, meaning_of, numbers_of
+from common.tasks.registry import build_task
 from common.update import Request
 
 JOB = """
@@ -36,6 +40,7 @@ epsilon = 200
 delta = 1e-3
 """
 FEMALE, MALE, OTHER, UNKNOWN = range(4)
+CPU = torch.device("cpu")
 
 
 def job(mechanism="none", subgroups='["sex", "age"]'):
@@ -44,7 +49,7 @@ def job(mechanism="none", subgroups='["sex", "age"]'):
 
 @pytest.fixture
 def site(kit_folder, write_kit, write_dicom, tmp_path):
-    """A site whose test split is of 30 women, 20 men and 3 of whom nobody says; all women are in their sixties."""
+    """A site whose test split is of 30 women of 64, 20 men from 50 to 69, and 3 of whom nobody says."""
     write_kit(kit_folder)
     allow = 'collections = ["chest"]\nrequire_privacy = false\nmin_patients = 2\nmin_evaluation_patients = 10\n'
     (kit_folder / "policy.toml").write_text(
@@ -90,12 +95,56 @@ def test_groups_of_enough_patients_are_told_and_one_that_could_be_found_by_subtr
     assert answer.metrics["eval.patients"] == 53
 
 
-def test_a_groups_metrics_are_those_of_its_patients_alone(site):
-    answer = evaluated(site, job(subgroups='["age"]'))
-    assert set(told(answer, "age")) == {6}
-    sixties = told(answer, "age")[6]
-    again = evaluated(site, job())
-    assert told(again, "age")[6]["accuracy"] == sixties["accuracy"]
+def test_a_groups_metrics_are_those_of_its_patients_alone():
+    random = np.random.default_rng(0)
+    images, patients = random.random((60, 1, 16, 16), dtype=np.float32), np.repeat(np.arange(30), 2)
+    labels = np.array(["well", "sick"])[random.integers(0, 2, 60)]
+    bin_of_each = random.integers(0, 2, 30)
+    task, network = build_task(job()), build_network(job())
+
+    def metrics(rows, groups):
+        cases = CaseSet(images[rows], tuple(labels[rows].tolist()), patients[rows], groups=groups)
+        split = Split(cases, task.targets(cases))
+        said = exact_metrics(predict(network, split, task, CPU), split, task, "exact", groups_from=5)
+        return Numbers(evaluation=said).flat()
+
+    whole = metrics(np.arange(60), {"sex": bin_of_each})
+    for place in (FEMALE, MALE):
+        alone = metrics(np.flatnonzero(bin_of_each[patients] == place), {})
+        for name in ("auc", "auc_low", "accuracy", "loss", "patients", "images"):
+            told_of_it = alone["eval.images"] / 2 if name == "patients" else alone[f"eval.{name}"]
+            assert whole[f"eval.sex.{place}.{name}"] == pytest.approx(told_of_it), name
+
+
+def test_two_groups_of_different_traits_that_tell_of_a_few_are_not_both_told():
+    # 40 patients; of 12 nobody says the maker, and of 11 of these nobody says the sex either.
+    sex, maker = np.array([FEMALE] * 15 + [MALE] * 14 + [UNKNOWN] * 11), np.array([0] * 28 + [14] * 12)
+    assert shown(sex, 5) == [FEMALE, MALE, UNKNOWN]
+    assert shown(maker, 5) == [0, 14]
+    kept = released({"sex": sex, "maker": maker}, 5)
+    assert not {("sex", UNKNOWN), ("maker", 14)} <= set(kept)
+    assert released({"sex": sex}, 5) == [("sex", FEMALE), ("sex", MALE), ("sex", UNKNOWN)]
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4)), min_size=1, max_size=60), st.integers(1, 12))
+def test_no_two_groups_that_are_told_differ_by_a_few_patients(people, least):
+    groups = {"sex": np.array([sex for sex, _ in people]), "maker": np.array([maker for _, maker in people])}
+    sets = [frozenset(np.flatnonzero(groups[trait] == place).tolist()) for trait, place in released(groups, least)]
+    assert all(len(one) >= least for one in sets)
+    everybody = frozenset(range(len(people)))
+    known = [everybody, *sets, *(everybody - one for one in sets)]
+    assert not [1 for one in known for other in known if one and one < other and len(other - one) < least]
+
+
+@pytest.mark.parametrize(("change", "why"), [
+    ({"data": {"collection": "c", "features": ["age"]}}, "leave it out with data.features"),
+    ({"privacy": {"mechanism": "dp-sgd", "unit": "image"}}, 'privacy.unit = "patient"'),
+])  # fmt: skip
+def test_groups_are_refused_where_they_have_no_meaning_or_would_cost_more_than_is_said(change, why):
+    asked = {"name": "j", "sites": ["a"], "task": {"labels": ["n", "y"], "subgroups": ["sex"]}}
+    with pytest.raises(ValueError, match=why):
+        Job.model_validate({**asked, "data": {"collection": "c"}, **change})
 
 
 def test_without_the_jobs_wish_and_on_other_splits_no_group_is_told(site):
