@@ -1,6 +1,6 @@
 """What a step of DP-SGD costs beside one without privacy, by engine, and which engines are right on which network.
 
-    python tests/benchmarks/private_step.py [--threads 1] [--repeats 3] [--out FILE] [--only steps|maps|networks]
+    python tests/benchmarks/private_step.py [--threads 1] [--repeats 3] [--out FILE] [--only steps|maps|others|networks]
 
 Steps: milliseconds an image as a multiple of those of an ordinary step on the same batch, measured in turn in one run
 (the least of the repeats each); memory: the peak over the process before, on Linux. Agreement: the relative distance of
@@ -28,8 +28,9 @@ from client.privacy.choice import disagreement
 from client.privacy.clipping import Gradients, Sample, clip_factors, length, trainable
 from client.privacy.engines import ENGINES, ONE_IMAGE
 from common.architectures import NETWORKS
-from common.job import parse_job
-from common.networks import build_network, make_private_ready
+from common.job import Job
+from common.networks import build_network, case_shape, make_private_ready
+from common.tasks.registry import build_task
 
 AGREES = 1e-9
 STEPS = (
@@ -49,6 +50,14 @@ MAPS = (
     ("unet", (32, 32, 32), 4),
 )
 """The same for networks that give a map: segmentation."""
+OTHERS = (
+    ("heatmap-detector", (64, 64), 8),
+    ("heatmap-detector", (32, 32, 32), 4),
+    ("residual-unet", (64, 64), 8),
+    ("unrolled-cnn", (64, 64), 8),
+    ("attention-mil", (8, 48, 48), 8),
+)
+"""The same for detection, reconstruction, and bags (images, rows, columns)."""
 """Network, size of an image, images in memory at once."""
 
 
@@ -68,12 +77,17 @@ def loss(outputs: Tensor, targets: Tensor) -> Tensor:
     return outputs.flatten(1).square().mean(dim=1)
 
 
-def registered(name: str, size: tuple[int, ...]) -> nn.Module:
-    """Return a network of the project's table."""
-    kind = "segmentation" if NETWORKS[name].gives == "map" else "classification"
-    text = f'name = "j"\nsites = ["a"]\n[task]\nkind = "{kind}"\nlabels = ["n", "p"]\n'
-    text += f'[data]\ncollection = "c"\nsize = {list(size)}\n'
-    return build_network(parse_job(f'{text}[network]\nname = "{name}"\n'))
+def registered(name: str, size: tuple[int, ...]) -> tuple[nn.Module, tuple[int, ...]]:
+    """Return a network of the project's table, and the shape of what it sees: (C, *size)."""
+    kinds = {"values": "classification", "map": "segmentation", "boxes": "detection", "image": "reconstruction"}
+    task: dict[str, object] = {"kind": kinds[NETWORKS[name].gives], "labels": ["n", "p"]}
+    data: dict[str, object] = {"collection": "c", "size": list(size)}
+    if name == "unrolled-cnn":
+        task["parameters"] = {"sees": "k-space"}
+    if NETWORKS[name].bag:
+        data |= {"bag": "slide", "channels": 3}
+    job = Job.model_validate({"name": "j", "sites": ["a"], "task": task, "data": data, "network": {"name": name}})
+    return build_network(job), build_task(job).input_shape(case_shape(job))
 
 
 def sample(shape: tuple[int, ...], sizes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Sample:
@@ -86,7 +100,7 @@ def sample(shape: tuple[int, ...], sizes: tuple[int, ...], dtype: torch.dtype = 
 def ordinary(network: nn.Module, of: Callable[[Tensor, Tensor], Tensor], units: Sample, _: float) -> object:
     """Make the gradient of a step without privacy."""
     value = of(network(units.images), units.targets).mean()
-    return torch.autograd.grad(value, trainable(network)), float(value.detach())
+    return torch.autograd.grad(value, trainable(network), allow_unused=True), float(value.detach())
 
 
 def truth(network: nn.Module, units: Sample, clip_norm: float) -> Gradients:
@@ -133,8 +147,9 @@ def _peak(run: Callable[[], object]) -> int:
 
 def step_costs(name: str, size: tuple[int, ...], images: int, unit: int, repeats: int) -> dict[str, Cost]:
     """Return what each engine costs on a network of the table, and, as "none", a step without privacy."""
-    network, units = registered(name, size).train(), sample((1, *size), (unit,) * (images // unit))
-    small = sample((1, *size), (1, 1, 1) if unit == 1 else (2, 1), torch.float64)
+    network, shape = registered(name, size)
+    network, units = network.train(), sample(shape, (unit,) * (images // unit))
+    small = sample(shape, (1, 1, 1) if unit == 1 else (2, 1), torch.float64)
     ways: dict[str, Callable[..., object]] = {"none": ordinary}
     errors = {"none": 0.0}
     for engine, way in ENGINES.items():
@@ -245,7 +260,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--repeats", type=int, default=3, help="turns, of which the fastest counts")
-    parser.add_argument("--only", choices=("steps", "maps", "networks"), help="one of the three tables")
+    parser.add_argument("--only", choices=("steps", "maps", "others", "networks"), help="one of the tables")
     parser.add_argument("--out", type=Path, help="also write the tables here")
     wanted = parser.parse_args()
     torch.set_num_threads(wanted.threads)
@@ -254,6 +269,7 @@ def main() -> int:
     tables = {
         "steps": step_table(STEPS, wanted.repeats),
         "maps": step_table(MAPS, wanted.repeats),
+        "others": step_table(OTHERS, wanted.repeats),
         "networks": network_table(),
     }
     for table in [tables[wanted.only]] if wanted.only else tables.values():
