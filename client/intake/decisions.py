@@ -101,10 +101,10 @@ def _objection(record: FileRecord, options: ImportOptions) -> str:
 
 def _label(record: FileRecord, row: Row | None, same: FileRecord | None, rules: Rules) -> tuple[str | None, str]:
     """The file's label, and why it can't be indexed for want of one (or nothing)."""
-    if rules.labels is None:
+    if rules.labels is None or rules.labels.bare:
         if same is not None:
             return same.label, ""
-        return None, "no label: the collection is labelled, and no label file was given" if rules.labelled else ""
+        return None, "no label: the collection is labelled, and no file of labels was given" if rules.labelled else ""
     if rules.labels.ambiguous(record):
         return None, "no sure label: several files have this name, so the label file must give the path"
     if row is None:

@@ -38,7 +38,7 @@ _MEANING = {
     "patient": "PatientIDs",
 }
 _SEPARATOR = "|"
-SPLIT_COLUMN = "split"
+SPLIT_COLUMN, LABEL_COLUMN = "split", "label"
 _SPLITS = {
     "train": "train", "training": "train", "validation": "validation", "val": "validation", "valid": "validation",
     "test": "test", "testing": "test",
@@ -60,11 +60,15 @@ class Row:
 
 @dataclass
 class Labels:
-    """The rows by key: a pseudonym, or for files the path as it is written. Counts which rows were used."""
+    """The rows by key: a pseudonym, or for files the path as it is written. Counts which rows were used.
+
+    `bare` rows say which split a file is in, or whose it is, and have no labels: for tasks that need none.
+    """
 
     source: Path
     kind: str
     rows: dict[str, Row]
+    bare: bool = False
     used: set[str] = field(default_factory=set)
     names: dict[str, int] = field(default_factory=dict)
 
@@ -105,9 +109,9 @@ def file_key(path: str) -> str:
 
 
 def read_labels(
-    path: Path, pseudonyms: Pseudonyms, *, key_column: str | None = None, label_column: str = "label"
+    path: Path, pseudonyms: Pseudonyms, *, key_column: str | None = None, label_column: str = LABEL_COLUMN
 ) -> Labels:
-    """Read the label file; keys become pseudonyms at once.
+    """Read the label file; keys become pseudonyms at once. One with a column of splits need have none of labels.
 
     Raises
     ------
@@ -117,7 +121,8 @@ def read_labels(
     lines = read_rows(path, "label file")
     _, heading = next(lines, (0, []))
     names = [name.strip().casefold() for name in heading]
-    label_at = _position(path, names, label_column)
+    bare = SPLIT_COLUMN in names and label_column == LABEL_COLUMN and LABEL_COLUMN not in names
+    label_at = None if bare else _position(path, names, label_column)
     kind, key_at = _key(path, names, key_column)
     patient_at = next((at for at, name in enumerate(names) if name in COLUMNS["patient"]), None)
     split_at = names.index(SPLIT_COLUMN) if SPLIT_COLUMN in names else None
@@ -129,13 +134,14 @@ def read_labels(
             raise DataError(f'{path}:{line}: the cell of the column "{heading[key_at].strip()}" is empty')
         patient = cells[patient_at].strip() if patient_at is not None else ""
         split = split_of(path, line, cells[split_at]) if split_at is not None else ""
-        row = Row(line, label_of(cells[label_at]), pseudonyms.of("patient", patient) if patient else "", split)
+        label = label_of(cells[label_at]) if label_at is not None else None
+        row = Row(line, label, pseudonyms.of("patient", patient) if patient else "", split)
         text = cells[key_at].strip()
         key = file_key(text) if kind == "file" else pseudonyms.of(kind, text)
         _check_agreement(path, rows.setdefault(key, row), row)
     if not rows:
         raise DataError(f"{path}: the label file has no rows")
-    return Labels(path, kind, told_apart(rows))
+    return Labels(path, kind, told_apart(rows), bare=bare)
 
 
 def told_apart(rows: dict[str, Row]) -> dict[str, Row]:

@@ -80,6 +80,27 @@ def test_splits_are_by_patient_and_stay_when_data_is_added(kit_folder, hospital,
         assert {after[case.patient] for case in catalog.cases("chest", split)} == {split}
 
 
+def test_a_file_of_splits_alone_serves_tasks_that_need_no_label(kit_folder, hospital, tmp_path):
+    folder, _ = hospital
+    splits = tmp_path / "splits.csv"
+    rows = [f"STUDY-{number:03},{('train', 'validation', 'test')[number % 3]}" for number in range(12)]
+    splits.write_text("patient,split\n" + "\n".join(rows))
+    for _ in range(2):  # and again, when the collection is there already
+        report = import_folder(kit_folder, "chest", folder, splits)
+        assert (report.summary.images, report.refused) == (24, ())
+    catalog = Catalog(kit_folder / CATALOG_FILE)
+    assert {case.label for name in ("train", "validation", "test") for case in catalog.cases("chest", name)} == {None}
+    assert [catalog.summary("chest").splits[name].patients for name in ("train", "validation", "test")] == [4, 4, 4]
+
+
+def test_a_file_of_splits_alone_takes_no_label_away(kit_folder, hospital, tmp_path):
+    import_folder(kit_folder, "chest", *hospital)
+    splits = tmp_path / "splits.csv"
+    splits.write_text("patient,split\n" + "".join(f"STUDY-{number:03},\n" for number in range(12)))
+    report = import_folder(kit_folder, "chest", hospital[0], splits)
+    assert (report.summary.labels, report.refused) == ({"sick": 8, "well": 16}, ())
+
+
 def test_the_same_secret_and_seed_give_the_same_splits_in_a_new_catalog(kit_folder, hospital):
     import_folder(kit_folder, "chest", *hospital)
     catalog = Catalog(kit_folder / CATALOG_FILE)
