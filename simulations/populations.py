@@ -142,14 +142,17 @@ def pool(population: Mapping[str, Hospital]) -> dict[str, Hospital]:
 
 
 def split_patients(cases: CaseSet, section: SourceSection, random: np.random.Generator) -> dict[str, np.ndarray]:
-    """Return the rows of "train", and of "validation" and "test" where shares ask for them: by patient, by label."""
+    """Return the rows of "train", and of "validation" and "test" where shares ask for them: by patient, by label.
+
+    Where the shares leave no patient for training, all are for training.
+    """
     labels = _main_labels(cases.labels, cases.patients, cases.patient_count)
     order = random.permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     tests, rest = _every(order, section.test)
     checks, trained = _every(rest, section.validation / (1 - section.test))
     if not len(trained):
-        trained, tests = np.sort(order), tests[:0]
+        trained, checks, tests = np.sort(order), checks[:0], tests[:0]
     named = {"train": trained, "validation": checks, "test": tests}
     return {name: np.flatnonzero(np.isin(cases.patients, chosen)) for name, chosen in named.items() if len(chosen)}
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from client.dataset import CaseSet
 from common.errors import UsageError
 from common.job import DataSection
-from simulations.populations import pool, populate, populate_each
+from simulations.populations import pool, populate, populate_each, split_patients
 from simulations.scenario import PartitionSection, ScannersSection, SourceSection
 from simulations.sources import Source
 
@@ -54,6 +54,12 @@ partitions = st.one_of(
         lambda one, other: PartitionSection(kind="iid", sizes=(one, other)), st.integers(1, 4), st.integers(1, 4)
     ),
 )
+
+
+def test_a_hospital_too_small_to_hold_anybody_out_trains_on_everybody_and_is_judged_on_nobody():
+    section = SourceSection(kind="phantoms", test=0.8, validation=0.1)  # of what is left, half is for validation
+    rows = split_patients(source([3], ["a"]).cases, section, np.random.default_rng(0))
+    assert {name: found.tolist() for name, found in rows.items()} == {"train": [0, 1, 2]}
 
 
 @settings(max_examples=80, deadline=None)
