@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from pydicom.uid import UID
 
 from client.intake.acquisition import acquired
 from client.intake.confidentiality import burned_in_annotation, identifying_keywords
-from client.intake.image import Facts, FileRefusedError, Pixels, one_line
+from client.intake.image import Facts, FileRefusedError, Pixels, reasoned
 from client.intake.intensity import Window, full_range, stretched, windowed
 from client.intake.sight import Sight
 
@@ -68,7 +66,7 @@ def inspect(path: Path) -> Facts:
         sight.add(image)
     if frames == 0:
         raise FileRefusedError("no frame in the pixel data")
-    with _quiet("not a readable DICOM file"):
+    with reasoned("not a readable DICOM file"):
         how = acquired([frame_header(header, index) for index in range(frames)])
     return Facts(
         modality=_text(header, "Modality") or "OT",
@@ -91,7 +89,7 @@ def frames(path: Path) -> Iterator[Pixels]:
 
 def read_header(path: Path) -> Dataset:
     """Read everything before the pixels. Raises FileRefusedError, also when the file can't hold an image."""
-    with _quiet("not a readable DICOM file"):
+    with reasoned("not a readable DICOM file"):
         header = pydicom.dcmread(path, force=True, stop_before_pixels=True)
         meta = getattr(header, "file_meta", Dataset())
         kind = _text(header, "SOPClassUID") or _text(meta, "MediaStorageSOPClassUID")
@@ -116,7 +114,7 @@ def is_draft(header: Dataset) -> bool:
 
 def modality_values(path: Path, header: Dataset) -> Iterator[tuple[Dataset, npt.NDArray[Any], npt.NDArray[np.bool_]]]:
     """Yield each grey frame in modality units (after rescale or modality LUT), with its header and its padding mask."""
-    with _quiet("the pixels can't be decoded"):
+    with reasoned("the pixels can't be decoded"):
         for index, stored in enumerate(_stored_frames(path)):
             if stored.ndim != 2:
                 raise FileRefusedError("colour frames have no modality values")
@@ -159,7 +157,7 @@ def frame_header(header: Dataset, index: int) -> Dataset:
 
 
 def _frames_of(path: Path, header: Dataset) -> Iterator[Pixels]:
-    with _quiet("the pixels can't be decoded"):
+    with reasoned("the pixels can't be decoded"):
         for index, stored in enumerate(_stored_frames(path)):
             yield _shown(stored, frame_header(header, index))
 
@@ -242,21 +240,6 @@ def _padding(stored: npt.NDArray[Any], header: Dataset) -> npt.NDArray[np.bool_]
     limit = header.get("PixelPaddingRangeLimit")
     low, high = sorted((first, limit if isinstance(limit, int) else first))
     return np.asarray((stored >= low) & (stored <= high))
-
-
-@contextmanager
-def _quiet(problem: str) -> Iterator[None]:
-    """Turn whatever pydicom raises for a broken file into one reason; its warnings are not for the steward."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        except FileRefusedError:
-            raise
-        except MemoryError as error:
-            raise FileRefusedError(f"{problem}: it needs more memory than there is") from error
-        except Exception as error:  # foreign bytes make pydicom and its plugins raise nearly anything
-            raise FileRefusedError(f"{problem}: {one_line(error)}") from error
 
 
 def _text(dataset: Dataset, keyword: str) -> str:

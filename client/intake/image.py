@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -147,3 +149,23 @@ def one_line(error: BaseException, limit: int = 160) -> str:
     strerror = getattr(error, "strerror", None)
     text = " ".join(str(strerror or error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+@contextmanager
+def reasoned(problem: str, *, passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Turn whatever is raised for a broken file, but for `passing`, into one reason without the file's name.
+
+    Warnings are not for the steward. Raises FileRefusedError.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except FileRefusedError:
+            raise
+        except passing:
+            raise
+        except MemoryError as error:
+            raise FileRefusedError(f"{problem}: it needs more memory than there is") from error
+        except Exception as error:  # foreign bytes make pydicom and its plugins raise nearly anything
+            raise FileRefusedError(f"{problem}: {one_line(error)}") from error

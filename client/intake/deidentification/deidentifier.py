@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -32,7 +30,7 @@ from client.intake.deidentification.substitutes import Substitutes
 from client.intake.deidentification.treatment import OPTIONS, Treatment
 from client.intake.dicom import DICOMDIR
 from client.intake.identity import Pseudonyms
-from client.intake.image import FileRefusedError, one_line
+from client.intake.image import FileRefusedError, reasoned
 
 VERSION = 1
 """Raised whenever the same file would get another copy: copies are then made anew."""
@@ -90,7 +88,7 @@ class Deidentifier:
             It is no data set of an image or an annotation, is damaged, shows text or a face that must not be shown, or
             would identify somebody after all.
         """
-        with reasoned("it can't be de-identified"):
+        with reasoned("it can't be de-identified", passing=(OSError,)):
             dataset = _read(path)
             identity = _identity(dataset)
             treatment = Treatment()
@@ -119,7 +117,7 @@ class Deidentifier:
         hidden = has_embedded_overlay(dataset)
         if not look and not mask and not hidden:
             return
-        with reasoned("the pixels can't be decoded"):
+        with reasoned("the pixels can't be decoded", passing=(OSError,)):
             pictures = Pictures.of(dataset)
         changed = hidden
         if hidden:
@@ -172,7 +170,7 @@ def survey(paths: list[Path]) -> dict[str, faces.Plane | str]:
     series: dict[str, list[Path]] = {}
     for path in paths:
         try:
-            with reasoned("not readable"):
+            with reasoned("not readable", passing=(OSError,)):
                 header = pydicom.dcmread(path, force=True, stop_before_pixels=True)
                 if faces.is_head(header) and "Rows" in header:
                     series.setdefault(_identity(header).series, []).append(path)
@@ -185,7 +183,7 @@ def _plane(paths: list[Path]) -> faces.Plane | str:
     found = faces.Survey()
     for path in paths:
         try:
-            with reasoned("the pixels can't be decoded"):
+            with reasoned("the pixels can't be decoded", passing=(OSError,)):
                 dataset = _read(path)
                 found.add(dataset, Pictures.of(dataset).stored)
         except FileRefusedError as error:
@@ -269,20 +267,3 @@ def _give_representations(dataset: Dataset) -> None:
         if dataset.get_item(tag).VR == "SQ":
             for item in dataset[tag].value:
                 _give_representations(item)
-
-
-@contextmanager
-def reasoned(problem: str) -> Iterator[None]:
-    """Turn whatever is raised for a broken file into one reason without a value; warnings are not for the steward."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        except FileRefusedError:
-            raise
-        except MemoryError as error:
-            raise FileRefusedError(f"{problem}: it needs more memory than there is") from error
-        except OSError:
-            raise
-        except Exception as error:  # foreign bytes make pydicom and its plugins raise nearly anything
-            raise FileRefusedError(f"{problem}: {one_line(error)}") from error
