@@ -131,13 +131,8 @@ def _unet(dimensions: int, channels: int, outputs: int, parameters: Parameters) 
     """MONAI's UNet of `levels` levels, the first of `width` channels and each further one of twice as many."""
     from monai.networks.nets.unet import UNet
 
-    channels_of = _widths(parameters)
     network: nn.Module = UNet(
-        spatial_dims=dimensions,
-        in_channels=channels,
-        out_channels=outputs,
-        channels=channels_of,
-        strides=[2] * (len(channels_of) - 1),
+        **_levelled(dimensions, channels, outputs, parameters),
         norm=("INSTANCE", {"affine": True}),
         num_res_units=_within(parameters.get("residual_units", 1), "residual_units", MAX_LEVELS, smallest=0),
         dropout=float(parameters.get("dropout", 0.0)),
@@ -149,15 +144,17 @@ def _attention_unet(dimensions: int, channels: int, outputs: int, parameters: Pa
     """MONAI's AttentionUnet of `levels` levels, the first of `width` channels."""
     from monai.networks.nets.attentionunet import AttentionUnet
 
-    channels_of = _widths(parameters)
-    network: nn.Module = AttentionUnet(
-        spatial_dims=dimensions,
-        in_channels=channels,
-        out_channels=outputs,
-        channels=channels_of,
-        strides=[2] * (len(channels_of) - 1),
-    )
+    network: nn.Module = AttentionUnet(**_levelled(dimensions, channels, outputs, parameters))
     return network
+
+
+def _levelled(dimensions: int, channels: int, outputs: int, parameters: Parameters) -> dict[str, Any]:
+    """What MONAI's U-shaped networks are told of their levels."""
+    widths = _widths(parameters)
+    return {
+        "spatial_dims": dimensions, "in_channels": channels, "out_channels": outputs, "channels": widths,
+        "strides": [2] * (len(widths) - 1),
+    }  # fmt: skip
 
 
 def _basic_unet(dimensions: int, channels: int, outputs: int, parameters: Parameters) -> nn.Module:
