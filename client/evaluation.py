@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -72,13 +73,9 @@ def exact_metrics(
     With `groups_from` those of the split's groups go with them, of groups of at least so many patients.
     """
     found = evaluation_of(basis, {"seconds": predictions.seconds} | _exact(predictions, split, task, EVERY))
-    if groups_from is None:
-        return found
-    groups = []
-    for trait, place in released(split.cases.groups, groups_from):
-        values = _exact(predictions, split, task, _rows_of(split, trait, place))
-        groups.append(ByGroup(trait, place, replace(evaluation_of(basis, values), by_label=())))
-    return replace(found, by_group=tuple(groups))
+    groups = released(split.cases.groups, groups_from) if groups_from is not None else []
+    values = [_exact(predictions, split, task, _rows_of(split, *group)) for group in groups]
+    return replace(found, by_group=_by_group(basis, groups, values))
 
 
 def _exact(predictions: Predictions, split: Split, task: Task, rows: Rows) -> dict[str, float | None]:
@@ -92,31 +89,34 @@ def _exact(predictions: Predictions, split: Split, task: Task, rows: Rows) -> di
     return known | task.metrics(predictions.scores[rows], split.targets.numpy()[rows])
 
 
-def noised_metrics(
-    predictions: Predictions, split: Split, task: Task, noise_multiplier: float, *, groups: bool = False
-) -> Evaluation:
+def noised_metrics(predictions: Predictions, split: Split, task: Task, noise_multiplier: float) -> Evaluation:
     """Return metrics from a tally with noise of `noise_multiplier` times its sensitivity: one Gaussian mechanism.
 
-    With `groups` those of the split's groups go with them, for one mechanism more a trait (`mechanisms`). The noise
-    must be in the ledger before this is called. It is always cryptographic: there are few values.
+    Those of the split's groups go with them, for one mechanism more a trait (`mechanisms`). The noise must be in the
+    ledger before this is called. It is always cryptographic: there are few values.
     """
     found = evaluation_of(
         "noised", {"seconds": predictions.seconds} | _noised(predictions, split, task, noise_multiplier, EVERY)
     )
-    if not groups:
-        return found
-    of_groups = []
-    for trait in split.cases.groups:
-        for place in range(len(bins.HISTOGRAMS[trait].bins)):  # every bin, an empty one too: none tells who is there
-            values = _noised(predictions, split, task, noise_multiplier, _rows_of(split, trait, place))
-            if {f"{name}_low" for name in values} & values.keys():  # else the noise has left nothing
-                of_groups.append(ByGroup(trait, place, replace(evaluation_of("noised", values), by_label=())))
-    return replace(found, by_group=tuple(of_groups))
+    # Every bin, an empty one too: which are left over follows from noised values alone.
+    every = [(trait, place) for trait in split.cases.groups for place in range(len(bins.HISTOGRAMS[trait].bins))]
+    values = {group: _noised(predictions, split, task, noise_multiplier, _rows_of(split, *group)) for group in every}
+    told = [group for group in every if {f"{name}_low" for name in values[group]} & values[group].keys()]
+    return replace(found, by_group=_by_group("noised", told, [values[group] for group in told]))
 
 
-def mechanisms(split: Split, *, groups: bool) -> int:
-    """Return how many Gaussian mechanisms the noised metrics of a split are, with or without those of its groups."""
-    return 1 + len(split.cases.groups) if groups else 1
+def mechanisms(split: Split) -> int:
+    """Return how many Gaussian mechanisms the noised metrics of a split are, those of its groups included."""
+    return 1 + len(split.cases.groups)
+
+
+def _by_group(
+    basis: Basis, groups: Sequence[tuple[str, int]], values: Sequence[Mapping[str, float | None]]
+) -> tuple[ByGroup, ...]:
+    return tuple(
+        ByGroup(*group, replace(evaluation_of(basis, found), by_label=()))
+        for group, found in zip(groups, values, strict=True)
+    )
 
 
 def _noised(

@@ -32,18 +32,22 @@ def in_plain_words(job: Job) -> list[str]:
 
 def _training(job: Job) -> list[str]:
     kind = "row" if job.data.table else "image"
-    groups = [
-        "At the end metrics leave for groups of the test split's patients too, by "
-        f"{' and by '.join(job.task.subgroups)}: "
-        + ("noised and paid for; or, where the policy lets the split's metrics leave exactly, " if job.private else "")
-        + "none of fewer patients than the policy's smallest count."
-    ]
     return [
         f'It would train the network "{job.network.name}" on the collection "{job.data.collection}" ({_form(job)}) to '
         f"{_aim(job)} ({job.task.kind}).",
         f"Up to {job.aggregation.rounds} rounds with {len(job.sites)} sites ({', '.join(job.sites)}), combined by "
         f'"{job.aggregation.strategy}". After each round the model trained here leaves; no {kind} does.',
-        *(groups if job.task.subgroups else []),
+        *_groups(job),
+    ]
+
+
+def _groups(job: Job) -> list[str]:
+    if not job.task.subgroups:
+        return []
+    noised = "noised and paid for; or, where the policy lets the split's metrics leave exactly, " if job.private else ""
+    return [
+        "At the end metrics leave for groups of the test split's patients too, by "
+        f"{' and by '.join(job.task.subgroups)}: {noised}none of fewer patients than the policy's smallest count."
     ]
 
 

@@ -188,15 +188,14 @@ class Visit:
         basis = metrics_basis(self.policy, self.request.job, name, split.cases.patient_count)
         if basis is None:
             return None
-        groups = name == "test"  # the others are for choosing a model, not for saying what it is worth
-        noise = self._pay_for_metrics(name, mechanisms(split, groups=groups)) if basis == "noised" else None
+        noise = self._pay_for_metrics(name, mechanisms(split)) if basis == "noised" else None
         if basis == "noised" and noise is None:
             return None
         predictions = predict(self.bench.network, split, self.bench.task, self.device)
         if noise is None:
-            least = max(1, self.policy.min_evaluation_patients) if groups else None
+            least = max(1, self.policy.min_evaluation_patients)
             return exact_metrics(predictions, split, self.bench.task, basis, groups_from=least)
-        return noised_metrics(predictions, split, self.bench.task, noise, groups=groups)
+        return noised_metrics(predictions, split, self.bench.task, noise)
 
     def _pay_for_metrics(self, split: str, steps: int) -> float | None:
         """Write one evaluation of so many mechanisms in the ledger.

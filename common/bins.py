@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal, get_args
 
 UNKNOWN, OTHER = "not said", "other"
 MOST_LABELS = 64
@@ -69,7 +70,8 @@ HISTOGRAMS = {
     ),
 }  # fmt: skip
 """What is counted beside the labels, by its name on the wire."""
-TRAITS = ("sex", "age", "maker")
+Trait = Literal["sex", "age", "maker"]
+TRAITS: tuple[Trait, ...] = get_args(Trait)
 """The histograms by whose bins a model's metrics can be told apart: those of people, and of what scanned them."""
 LABEL = "label"
 SENSITIVITY = math.sqrt(len(HISTOGRAMS) + 1)

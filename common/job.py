@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from common.bins import Trait
 from common.errors import JobError
 from common.faults import explain
 from common.files import read_text
@@ -44,7 +45,7 @@ class TaskSection(Section):
     multilabel: bool = Field(
         False, description="classification: whether an image can have several labels at once (or none)"
     )
-    subgroups: tuple[Literal["sex", "age", "maker"], ...] = Field(
+    subgroups: tuple[Trait, ...] = Field(
         (),
         description="the test split's metrics are told for these groups of patients too, under each site's policy: "
         '"sex", "age" (by decade), "maker" (of the scanner); with DP each of them adds to the noise of all',

@@ -36,7 +36,7 @@ def by_group(of: str, groups: Mapping[Group, Metrics], criterion: str) -> Markup
     whole = {group: told.get("", {}) for group, told in groups.items()}
     names = [name for name in QUALITIES if any(name in told for told in whole.values())]
     sites = [site for site in dict.fromkeys(site for told in groups.values() for site in told) if site]
-    heads: list[Heading] = ["Group", Column("patients", number=True), *_heads("", names)[1:]]
+    heads: list[Heading] = ["Group", Column("patients", number=True), *(Column(name) for name in names)]
     rows = [
         (group_title(*group), _count(told.get("patients")), *(_interval(told.get(name)) for name in names))
         for group, told in whole.items()
